@@ -5,6 +5,7 @@ go 1.26.5
 require (
 	github.com/ProtonMail/go-crypto v1.5.2 // indirect
 	github.com/cilium/ebpf v0.22.0 // indirect
+	github.com/cloudflare/circl v1.6.3 // indirect
 	github.com/dennwc/btrfs v0.0.0-20240418142341-0167142bde7a // indirect
 	github.com/dennwc/ioctl v1.0.0 // indirect
 	github.com/elastic/go-seccomp-bpf v1.6.0 // indirect
