@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package deb
+
+// Facts are what the parent learns about a package from its control archive: enough to
+// plan the order of scripts, nothing more.
+type Facts struct {
+	Order      int    `json:"order"`
+	Name       string `json:"name"`
+	Key        string `json:"key"`
+	Version    string `json:"version"`
+	Arch       string `json:"arch"`
+	Essential  bool   `json:"essential,omitempty"`
+	Depends    string `json:"depends,omitempty"`
+	PreDepends string `json:"pre_depends,omitempty"`
+	Provides   string `json:"provides,omitempty"`
+	// Which scripts there are, and whether the package ships conffiles.
+	Preinst   bool `json:"preinst,omitempty"`
+	Postinst  bool `json:"postinst,omitempty"`
+	Config    bool `json:"config,omitempty"`
+	Conffiles bool `json:"conffiles,omitempty"`
+	// Held: only the control archive was read; the data waits for its wave.
+	Held bool `json:"held,omitempty"`
+}
+
+func (u *unpacked) facts() *Facts {
+	return &Facts{
+		Order: u.Order, Name: u.Package.Name, Key: u.Key, Version: u.Package.Version, Arch: u.Package.Arch,
+		Essential: u.Control.Get("Essential") == "yes",
+		Depends:   u.Control.Get("Depends"), PreDepends: u.Control.Get("Pre-Depends"), Provides: u.Control.Get("Provides"),
+		Preinst: u.has("preinst"), Postinst: u.has("postinst"), Config: u.has("config"), Conffiles: len(u.Conffiles) > 0,
+	}
+}

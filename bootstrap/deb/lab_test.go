@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package deb
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mkmachine/mkmachine/internal/event"
+	"github.com/mkmachine/mkmachine/sources"
+)
+
+func inProcess(root string) Spawn {
+	return func(ctx context.Context) (*net.UnixConn, func() error, error) {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, nil, err
+		}
+		conn := func(fd int) *net.UnixConn {
+			f := os.NewFile(uintptr(fd), "socket")
+			defer f.Close()
+			c, err := net.FileConn(f)
+			if err != nil {
+				panic(err)
+			}
+			return c.(*net.UnixConn)
+		}
+		fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, nil, err
+		}
+		a, b := conn(fds[0]), conn(fds[1])
+		done := make(chan error, 1)
+		go func() {
+			err := serve(b, fd)
+			b.Close()
+			unix.Close(fd)
+			done <- err
+		}()
+		return a, func() error { return <-done }, nil
+	}
+}
+
+func chroot(root string) Script {
+	return func(ctx context.Context, argv, env []string, output io.Writer) error {
+		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+		if !strings.Contains(argv[0], "/") {
+			cmd.Path = "/usr/bin/" + argv[0]
+		}
+		cmd.Err = nil
+		cmd.Env, cmd.Stdout, cmd.Stderr, cmd.Dir = env, output, output, "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
+		return cmd.Run()
+	}
+}
+
+func TestLab(t *testing.T) {
+	list, root := os.Getenv("LAB_LIST"), os.Getenv("LAB_ROOT")
+	if list == "" {
+		t.Skip("no LAB_LIST")
+	}
+	f, err := os.Open(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	type item struct {
+		p    sources.Package
+		path string
+	}
+	var items []item
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		w := strings.Fields(sc.Text())
+		items = append(items, item{sources.Package{Name: w[0], Version: w[1], Arch: w[2]}, w[3]})
+	}
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	start := time.Now()
+	began := map[uint64]time.Time{}
+	var mu sync.Mutex
+	sink := event.Sink(func(e event.Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch e.Kind {
+		case event.Start:
+			began[e.Span] = e.Time
+		case event.End:
+			fmt.Println(e.Name, e.Subject, e.Time.Sub(began[e.Span]).Round(time.Millisecond), e.Err)
+		case event.Output:
+			if os.Getenv("LAB_V") != "" {
+				fmt.Println("  |", e.Text)
+			}
+		default:
+			fmt.Println(e.Kind, e.Name, e.Text)
+		}
+	})
+	span := sink.Start("install", "")
+	in, err := Start(ctx, inProcess(root), Options{Arch: "amd64", Merged: []string{"bin", "sbin", "lib", "lib64"}, Date: 1790000000, Script: chroot(root), Span: span})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	sem := make(chan bool, 2*runtime.GOMAXPROCS(0))
+	for i, it := range items {
+		sem <- true
+		wg.Go(func() {
+			defer func() { <-sem }()
+			f, err := os.Open(it.path)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer f.Close()
+			if err := in.Unpack(ctx, i, it.p, f); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	fmt.Println("unpack", time.Since(start))
+	if t.Failed() {
+		return
+	}
+	dev(t, root)
+	err = in.Configure(ctx)
+	span.End(err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Close(); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Println("all", time.Since(start))
+}
+
+func dev(t *testing.T, root string) {
+	os.MkdirAll(root+"/dev", 0o755)
+	for name, n := range map[string][2]uint32{"null": {1, 3}, "zero": {1, 5}, "full": {1, 7}, "random": {1, 8}, "urandom": {1, 9}, "tty": {5, 0}} {
+		p := filepath.Join(root, "dev", name)
+		if err := unix.Mknod(p, unix.S_IFCHR|0o666, int(unix.Mkdev(n[0], n[1]))); err != nil {
+			t.Error(err)
+		}
+		os.Chmod(p, 0o666)
+	}
+	os.Symlink("/proc/self/fd", root+"/dev/fd")
+	_ = strconv.Itoa
+}
