@@ -12,20 +12,22 @@ import "github.com/mkmachine/mkmachine/internal/fault"
 
 // Recipe is a description after inheritance, with defaults filled in.
 type Recipe struct {
-	Name        string
-	Description string
+	Name        string `layer:"-"`
+	Description string `layer:"-"`
 	// Origin is the file the recipe came from, or "library:NAME".
-	Origin string
+	Origin string `layer:"-"`
 	// Chain lists the origins of the recipe and all it extends, nearest first.
-	Chain        []string
-	Source       Source
-	Packages     Packages
-	Repositories []Repository
+	Chain []string `layer:"-"`
+	// The three that the lock answers; see Request.
+	Source       Source       `layer:"-"`
+	Packages     Packages     `layer:"-"`
+	Repositories []Repository `layer:"-"`
 	Files        []File
 	Users        []User
 	System       System
 	Scripts      []Script
 	Machine      Machine
+	Tests        []Test `layer:"-"`
 }
 
 // String is a text with the place where it was written.
@@ -45,7 +47,9 @@ type Source struct {
 	Pockets      []String // release, updates, security, backports, proposed
 	Snapshot     String   // RFC 3339 time; "" means the archive as it is
 	Mirror       String   // overrides the built-in list for Distribution
-	Keys         []String // full fingerprints; "" means the ones pinned for Distribution
+	Keys         []String // full fingerprints; none means the ones pinned for Distribution
+	KeyFile      String   // keyring with Keys, relative to the recipe; "" means the embedded one
+	KeyData      []byte   // its bytes
 	Insecure     String   // reason for taking it unverified; taints
 	Pos          fault.Pos
 }
@@ -54,7 +58,9 @@ type Source struct {
 type Packages struct {
 	Add        []String // NAME, NAME:ARCH or NAME=VERSION
 	Recommends bool
-	Pos        fault.Pos
+	// RecommendsPos is where recommends was set; zero where it is the default.
+	RecommendsPos fault.Pos
+	Pos           fault.Pos
 }
 
 // Repository is an extra deb822-like package source.
@@ -73,7 +79,7 @@ type Repository struct {
 type File struct {
 	Path   String // absolute, in the tree
 	Data   []byte // from content or source
-	Source String // a file beside the recipe; "" where content was given
+	Source String `layer:"-"` // a file beside the recipe; "" where content was given
 	Mode   uint32 // permission bits, default 0644
 	Owner  String // NAME, NAME:GROUP, or numbers; default root:root
 	Pos    fault.Pos
@@ -111,9 +117,10 @@ type Services struct {
 
 // Script runs inside the tree.
 type Script struct {
+	Name        String `layer:"-"` // optional; a recipe replaces an inherited script of the same name
 	At          String // "finish"
-	Run         String // text of a shell script, or
-	File        String // a file beside the recipe
+	Run         String `layer:"-"` // text of a shell script, or
+	File        String `layer:"-"` // a file beside the recipe
 	Interpreter String // from the #! line of the text; default /bin/sh -e
 	Data        []byte // the script's bytes
 	Network     bool
@@ -135,12 +142,14 @@ type Machine struct {
 	Pos     fault.Pos
 }
 
-// Problem is one thing wrong with a recipe.
-type Problem struct {
-	Pos  fault.Pos
-	Text string // "unknown key \"sutie\""
-	Hint string // "did you mean \"suite\"?", or empty
+// Test says how a machine made from the template proves that it works.
+type Test struct {
+	Name              String
+	Boot              bool       // boot an init; otherwise the commands run without one
+	Wait              String     // "running": until the init has started everything; "none"
+	Commands          [][]String // each must exit with status 0
+	Timeout           int64      // seconds, default 300
+	ExpectPackages    []String   // names that must be installed
+	FailOnFailedUnits bool       // a failed systemd unit fails the test
+	Pos               fault.Pos
 }
-
-// Problems is the error that Load returns: all problems, sorted by position.
-type Problems []Problem
