@@ -10,6 +10,10 @@ import (
 // ErrNotFound is returned (wrapped) by a Fetcher when every mirror says that the file does not exist.
 var ErrNotFound = errors.New("not found")
 
+// ErrOffline is returned (wrapped) by a Fetcher that may not use the network and does not
+// have the file in its cache.
+var ErrOffline = errors.New("not in the cache, and offline")
+
 // LockSchema is the version of the lock format that this program writes.
 const LockSchema = 1
 

@@ -126,14 +126,17 @@ func (w *Writer) Write(p []byte) (int, error) {
 }
 
 // Commit checks size and digest of the whole blob, publishes it and returns it opened for
-// reading at offset 0. A mismatch is a fault.Verify error and leaves nothing behind.
+// reading at offset 0. A mismatch is a fault.Verify error; the bytes are thrown away and the
+// writer starts over at offset 0, so that another server can be asked.
 func (w *Writer) Commit() (*os.File, error) {
-	if w.size >= 0 && w.offset != w.size {
-		w.Discard()
-		return nil, fault.New(fault.Verify, "size is %d, want %d", w.offset, w.size)
-	}
-	if got := hex.EncodeToString(w.hash.Sum(nil)); got != w.digest {
-		w.Discard()
+	offset, got := w.offset, hex.EncodeToString(w.hash.Sum(nil))
+	if (w.size >= 0 && offset != w.size) || got != w.digest {
+		if err := w.Restart(); err != nil {
+			return nil, err
+		}
+		if w.size >= 0 && offset != w.size {
+			return nil, fault.New(fault.Verify, "size is %d, want %d", offset, w.size)
+		}
 		return nil, fault.New(fault.Verify, "SHA-256 is %s, want %s", got, w.digest)
 	}
 	defer w.unlock()
