@@ -10,88 +10,6 @@ import (
 	archive "github.com/mkmachine/mkmachine/sources/deb"
 )
 
-// field is one field of a control stanza. Value keeps continuation lines as they are,
-// joined by newlines, without the final one.
-type field struct{ Name, Value string }
-
-// stanza is the control file of a package, its fields in the order they were written.
-type stanza []field
-
-// Get is the value of a field, or "". Names compare without regard to case.
-func (s stanza) Get(name string) string {
-	for _, f := range s {
-		if strings.EqualFold(f.Name, name) {
-			return f.Value
-		}
-	}
-	return ""
-}
-
-// controlFieldLimit bounds the fields of one stanza; real ones have about 30.
-const controlFieldLimit = 512
-
-// parseControl reads a package's control file: exactly one stanza, as deb-control(5) wants it.
-func parseControl(data []byte) (stanza, error) {
-	bad := func(why string) (stanza, error) {
-		return nil, fault.New(fault.Format, "cannot read control file: %s", why)
-	}
-	switch {
-	case len(data) == 0 || data[len(data)-1] != '\n':
-		return bad("no newline at the end")
-	case bytes.ContainsAny(data, "\r\x1a\x00"):
-		return bad("carriage return, end-of-file or zero byte")
-	}
-	var s stanza
-	seen := map[string]bool{}
-	ended := false
-	for line := range strings.SplitSeq(strings.TrimSuffix(string(data), "\n"), "\n") {
-		if strings.Trim(line, " \t") == "" {
-			ended = ended || len(s) > 0
-			continue
-		}
-		if ended {
-			return bad("more than one stanza")
-		}
-		if line[0] == ' ' || line[0] == '\t' {
-			if len(s) == 0 {
-				return bad("continuation line before the first field")
-			}
-			s[len(s)-1].Value += "\n" + strings.TrimRight(line, " \t")
-			continue
-		}
-		name, value, ok := strings.Cut(line, ":")
-		if !ok || !validFieldName(name) {
-			return bad("line without a valid field name")
-		}
-		key := strings.ToLower(name)
-		if seen[key] {
-			return bad("field " + name + " occurs twice")
-		}
-		seen[key] = true
-		if len(s) == controlFieldLimit {
-			return nil, fault.New(fault.Limit, "cannot read control file: more than %d fields", controlFieldLimit)
-		}
-		s = append(s, field{name, strings.Trim(value, " \t")})
-	}
-	if len(s) == 0 {
-		return bad("no stanza")
-	}
-	return s, nil
-}
-
-// validFieldName: printable ASCII without space and colon, not starting with # or - (deb822(5)).
-func validFieldName(name string) bool {
-	if name == "" || name[0] == '#' || name[0] == '-' {
-		return false
-	}
-	for i := range len(name) {
-		if name[i] <= ' ' || name[i] > '~' {
-			return false
-		}
-	}
-	return true
-}
-
 // statusFields is the order in which dpkg writes the fields that it knows; the others
 // follow in the order of the control file. "Status" and "Conffiles" are ours to fill in.
 var statusFields = [...]string{
@@ -113,51 +31,20 @@ var relationFields = map[string]bool{
 	"Suggests": true, "Breaks": true, "Conflicts": true, "Enhances": true,
 }
 
-// conffile is a line of a package's conffiles member with what became of it.
+// conffile is a conffile of a package and the MD5 of its shipped bytes, in hex; "" until
+// they were read.
 type conffile struct {
-	Path string
-	// RemoveOnUpgrade is the only flag that deb-conffiles(5) knows; such a file is not shipped.
-	RemoveOnUpgrade bool
-	// MD5 is the digest of the shipped bytes, in hex; "" until they were read.
+	archive.Conffile
 	MD5 string
-}
-
-// parseConffiles reads the conffiles member.
-func parseConffiles(data []byte) ([]conffile, error) {
-	if len(data) == 0 {
-		return nil, nil
-	}
-	if data[len(data)-1] != '\n' {
-		return nil, fault.New(fault.Format, "cannot read conffiles: no newline at the end")
-	}
-	var out []conffile
-	for line := range strings.SplitSeq(strings.TrimSuffix(string(data), "\n"), "\n") {
-		line = strings.TrimRight(line, " \t")
-		if line == "" {
-			continue
-		}
-		c := conffile{Path: line}
-		if flag, path, ok := strings.Cut(line, " "); ok && line[0] != '/' {
-			if flag != "remove-on-upgrade" {
-				return nil, fault.New(fault.Format, "cannot read conffiles: unknown flag %q", flag)
-			}
-			c = conffile{Path: path, RemoveOnUpgrade: true}
-		}
-		if !strings.HasPrefix(c.Path, "/") {
-			return nil, fault.New(fault.Format, "cannot read conffiles: %q is not an absolute path", c.Path)
-		}
-		out = append(out, c)
-	}
-	return out, nil
 }
 
 // formatStatus writes the stanza of a package for /var/lib/dpkg/status. state is the
 // third word of Status: "unpacked" or "installed".
-func formatStatus(w *bytes.Buffer, s stanza, state string, conffiles []conffile) {
+func formatStatus(w *bytes.Buffer, c *archive.Control, state string, conffiles []conffile) {
 	known := map[string]bool{}
 	for _, name := range statusFields {
 		known[strings.ToLower(name)] = true
-		value := s.Get(name)
+		value := c.Value(name)
 		switch {
 		case name == "Status":
 			value = "install ok " + state
@@ -175,7 +62,7 @@ func formatStatus(w *bytes.Buffer, s stanza, state string, conffiles []conffile)
 			writeField(w, name, value)
 		}
 	}
-	for _, f := range s {
+	for _, f := range c.Fields {
 		if key := strings.ToLower(f.Name); !known[key] && !notInStatus[key] && f.Value != "" {
 			writeField(w, f.Name, f.Value)
 		}

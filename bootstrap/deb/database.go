@@ -3,16 +3,16 @@
 package deb
 
 import (
-	"archive/tar"
 	"bytes"
-	"errors"
-	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/rootfs"
 )
 
+// admin is dpkg's directory in the tree.
 const admin = "/var/lib/dpkg"
 
 // commit writes the database entries of packages as dpkg leaves them after --unpack:
@@ -30,9 +30,6 @@ func (s *server) commit(r *commitRequest) error {
 		list = append(list, u)
 	}
 	slices.SortFunc(list, func(a, b *unpacked) int { return a.Order - b.Order })
-	if err := s.finishDirectories(); err != nil {
-		return err
-	}
 	if r.Triggers {
 		if err := s.activate(list); err != nil {
 			return err
@@ -59,22 +56,13 @@ func (u *unpacked) configured() bool {
 	if u.has("preinst") || u.has("postinst") || u.has("config") {
 		return false
 	}
-	for _, c := range u.Conffiles {
-		if c.MD5 == "" {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(u.conffiles, func(c conffile) bool { return c.MD5 == "" })
 }
 
 func (s *server) placeConffiles(u *unpacked) error {
-	for _, c := range u.Conffiles {
-		p := s.canonical(c.Path)
-		if _, err := s.root.lstat(p); err == nil {
-			return fault.New(fault.State, "cannot put conffile %q of %s in place: the path exists", c.Path, u.Key)
-		}
-		if err := s.root.rename(p+".dpkg-new", p); err != nil {
-			return fault.New(fault.Failed, "cannot put conffile %q of %s in place: %w", c.Path, u.Key, err)
+	for _, c := range u.conffiles {
+		if err := s.root.Rename(c.Path+".dpkg-new", c.Path); err != nil {
+			return fault.New(fault.Failed, "cannot put conffile of %s in place: %w", u, err)
 		}
 	}
 	return nil
@@ -83,24 +71,23 @@ func (s *server) placeConffiles(u *unpacked) error {
 // writeInfo writes /var/lib/dpkg/info/KEY.*.
 func (s *server) writeInfo(u *unpacked) error {
 	base := admin + "/info/" + u.Key + "."
-	for _, m := range u.Members {
-		if m.Name == "control" {
+	for _, name := range slices.Sorted(maps.Keys(u.members)) {
+		if name == "control" {
 			continue
 		}
-		a := attributes{Mode: m.Mode & 0o777, MTime: m.MTime}
-		if err := s.putAs(base+m.Name, a, m.Data); err != nil {
+		if err := s.put(base+name, uint32(u.members[name].Mode&0o777), u.members[name].Data); err != nil {
 			return err
 		}
 	}
 	var list, sums bytes.Buffer
-	for _, e := range u.Entries {
+	for i := range u.entries {
+		e := &u.entries[i]
 		if e.Dropped {
 			continue
 		}
-		list.WriteString(e.Path)
-		list.WriteByte('\n')
+		list.WriteString(e.listed() + "\n")
 		if e.MD5 != "" {
-			sums.WriteString(e.MD5 + "  " + e.Path[1:] + "\n")
+			sums.WriteString(e.MD5 + "  " + e.Path + "\n")
 		}
 	}
 	if !u.has("md5sums") {
@@ -178,8 +165,8 @@ func (s *server) activate(list []*unpacked) error {
 			}
 			fire(t.Name, awaiter)
 		}
-		for _, e := range u.Entries {
-			for p := e.Path; p != "" && p != "/"; p = p[:strings.LastIndexByte(p, '/')] {
+		for _, e := range u.entries {
+			for p := "/" + e.Path; p != "" && p != "/"; p = p[:strings.LastIndexByte(p, '/')] {
 				if quiet, ok := watched[p]; ok {
 					awaiter := u.Package.Name
 					if quiet {
@@ -216,7 +203,7 @@ func (s *server) writeStatus(list []*unpacked) error {
 		if u.configured() {
 			state = "installed"
 		}
-		formatStatus(&b, u.Control, state, u.Conffiles)
+		formatStatus(&b, u.control, state, u.conffiles)
 		blocks = append(blocks, block{u.Package.Name + " " + u.Package.Arch, b.String()})
 	}
 	slices.SortStableFunc(blocks, func(a, b block) int { return strings.Compare(a.key, b.key) })
@@ -259,45 +246,17 @@ func stanzaKey(text string) string {
 	return name + " " + arch
 }
 
-// finishDirectories gives the directories that packages brought their mode, owner and time.
-func (s *server) finishDirectories() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var paths []string
-	for p, c := range s.claims {
-		if c.dir && !c.done && !c.contested && !s.merged[p] {
-			paths = append(paths, p)
-			c.done = true
-		}
-	}
-	slices.Sort(paths)
-	for _, p := range slices.Backward(paths) {
-		if err := s.root.directory(p, s.claims[p].attr); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (s *server) readOptional(p string) ([]byte, error) {
-	data, err := s.root.read(p)
-	if errors.Is(err, fs.ErrNotExist) {
+	data, err := s.root.ReadFile(p, databaseLimit)
+	if rootfs.IsNotExist(err) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fault.New(fault.Failed, "cannot read %q: %w", p, err)
-	}
-	return data, nil
+	return data, err
 }
+
+// databaseLimit bounds the files of dpkg's database that are read back, in bytes.
+const databaseLimit = 256 << 20
 
 func (s *server) put(p string, mode uint32, data []byte) error {
-	return s.putAs(p, attributes{Mode: mode, MTime: s.begin.Date * 1e9}, data)
+	return s.root.Put(p, mode, 0, 0, data)
 }
-
-func (s *server) putAs(p string, a attributes, data []byte) error {
-	buf := s.bufs.Get().(*[]byte)
-	defer s.bufs.Put(buf)
-	return s.root.file(p, a, bytes.NewReader(data), *buf)
-}
-
-var _ = tar.TypeReg

@@ -26,8 +26,8 @@ type Facts struct {
 func (u *unpacked) facts() *Facts {
 	return &Facts{
 		Order: u.Order, Name: u.Package.Name, Key: u.Key, Version: u.Package.Version, Arch: u.Package.Arch,
-		Essential: u.Control.Get("Essential") == "yes",
-		Depends:   u.Control.Get("Depends"), PreDepends: u.Control.Get("Pre-Depends"), Provides: u.Control.Get("Provides"),
-		Preinst: u.has("preinst"), Postinst: u.has("postinst"), Config: u.has("config"), Conffiles: len(u.Conffiles) > 0,
+		Essential: u.control.Value("Essential") == "yes",
+		Depends:   u.control.Value("Depends"), PreDepends: u.control.Value("Pre-Depends"), Provides: u.control.Value("Provides"),
+		Preinst: u.has("preinst"), Postinst: u.has("postinst"), Config: u.has("config"), Conffiles: len(u.conffiles) > 0, Held: u.held,
 	}
 }

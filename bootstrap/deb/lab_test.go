@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mkmachine/mkmachine/internal/event"
+	"github.com/mkmachine/mkmachine/internal/rootfs"
 	"github.com/mkmachine/mkmachine/sources"
 )
 
@@ -40,16 +41,16 @@ func inProcess(root string) Spawn {
 			}
 			return c.(*net.UnixConn)
 		}
-		fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		dir, err := rootfs.Open(root)
 		if err != nil {
 			return nil, nil, err
 		}
 		a, b := conn(fds[0]), conn(fds[1])
 		done := make(chan error, 1)
 		go func() {
-			err := serve(b, fd)
+			err := serve(b, dir)
 			b.Close()
-			unix.Close(fd)
+			dir.Close()
 			done <- err
 		}()
 		return a, func() error { return <-done }, nil

@@ -3,51 +3,56 @@
 package deb
 
 import (
-	"errors"
+	"context"
+	"fmt"
 	"net"
 	"os"
+	"path"
 	"runtime"
+	"slices"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/mkmachine/mkmachine/internal/compress"
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/rootfs"
+	archive "github.com/mkmachine/mkmachine/sources/deb"
 )
 
 // Serve is the confined helper: it reads packages from descriptors and writes them into
 // the tree whose top is its own root directory, until the connection ends. It is the
 // entry that runner.Confine starts.
 func Serve(conn *net.UnixConn) error {
-	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	root, err := rootfs.Open("/")
 	if err != nil {
-		return fault.New(fault.Failed, "cannot open the tree: %w", err)
+		return err
 	}
-	defer unix.Close(fd)
-	return serve(conn, fd)
+	defer root.Close()
+	return serve(conn, root)
 }
 
 // server is the state of one Serve.
 type server struct {
-	root    *tree
+	root    *rootfs.Root
+	session *rootfs.Session
 	channel channel
 	begin   beginRequest
-	merged  map[string]bool // "/bin": links into /usr
+	merged  map[string]bool // "bin": links into usr
+	pool    compress.Pool
 
-	mu     sync.Mutex
-	claims map[string]*claim
-	pkgs   map[int]*unpacked // by order
+	mu        sync.Mutex
+	pkgs      map[int]*unpacked // by order
+	claims    map[string]*claim // by canonical path
+	contested []string
 
-	diverted map[string]diversion // by the path that is diverted
-	bufs     sync.Pool
+	diverted map[string]diversion // by the diverted path, without the leading slash
 }
 
-func serve(conn *net.UnixConn, root int) error {
+func serve(conn *net.UnixConn, root *rootfs.Root) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	s := &server{
-		root:    &tree{fd: root, dirs: map[string]int{}},
-		channel: channel{conn: conn},
-		claims:  map[string]*claim{},
-		pkgs:    map[int]*unpacked{},
-		bufs:    sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }},
+		root: root, session: root.NewSession(nil), channel: channel{conn: conn},
+		pkgs: map[int]*unpacked{}, claims: map[string]*claim{},
 	}
 	defer s.close()
 	var work sync.WaitGroup
@@ -65,28 +70,27 @@ func serve(conn *net.UnixConn, root int) error {
 		r.files = files
 		if r.Op != "unpack" && r.Op != "release" {
 			work.Wait()
-			s.answer(&r)
+			s.answer(ctx, &r)
 			continue
 		}
 		workers <- struct{}{}
 		work.Go(func() {
-			s.answer(&r)
+			s.answer(ctx, &r)
 			<-workers
 		})
 	}
 }
 
 func (s *server) close() {
-	s.root.close()
 	for _, u := range s.pkgs {
-		u.deb.Close()
+		u.blob.Close()
 	}
 }
 
 // answer carries a request out and sends the reply.
-func (s *server) answer(r *request) {
+func (s *server) answer(ctx context.Context, r *request) {
 	out := reply{ID: r.ID}
-	err := s.handle(r, &out)
+	err := s.handle(ctx, r, &out)
 	if err != nil {
 		out.Error, out.Class = err.Error(), fault.ClassOf(err)
 	}
@@ -94,21 +98,23 @@ func (s *server) answer(r *request) {
 	_ = s.channel.send(out, nil)
 }
 
-func (s *server) handle(r *request, out *reply) (err error) {
+func (s *server) handle(ctx context.Context, r *request, out *reply) (err error) {
 	switch {
 	case r.Op == "begin" && r.Begin != nil:
 		s.begin = *r.Begin
 		return s.layout()
 	case r.Op == "unpack" && r.Unpack != nil && len(r.files) > 0:
-		out.Facts, err = s.unpackRequest(r.Unpack, r.files)
+		out.Facts, err = s.accept(ctx, r.Unpack, r.files)
 	case r.Op == "release" && r.Unpack != nil:
-		out.Facts, err = s.release(r.Unpack.Order)
+		out.Facts, err = s.release(ctx, r.Unpack.Order)
 	case r.Op == "settle":
-		out.Notes, err = s.settle()
+		out.Notes, err = s.finishWave(ctx)
 	case r.Op == "commit" && r.Commit != nil:
 		return s.commit(r.Commit)
 	case r.Op == "divert":
-		out.Notes, err = s.divert()
+		if err = s.divert(); err == nil {
+			out.Notes, err = s.settle(ctx, true)
+		}
 	case r.Op == "files":
 		return s.files(r.Files)
 	default:
@@ -122,26 +128,29 @@ func (s *server) handle(r *request, out *reply) (err error) {
 func (s *server) layout() error {
 	s.merged = map[string]bool{}
 	for _, top := range s.begin.Merged {
-		s.merged["/"+top] = true
-		if _, err := s.root.dir("/usr/" + top); err != nil {
-			return err
+		if !slices.Contains(mergeable[:], top) {
+			return fault.New(fault.Internal, "cannot merge %q into /usr", top)
 		}
-		a := attributes{MTime: s.begin.Date * 1e9}
-		if err := s.root.symlink("/"+top, "usr/"+top, a); err != nil {
+		s.merged[top] = true
+		err := s.root.MkdirAll("usr/"+top, 0o755, 0, 0)
+		if err == nil {
+			err = s.root.Symlink("usr/"+top, top, 0, 0)
+		}
+		if err != nil {
 			return err
 		}
 	}
-	for _, p := range []string{"/var/lib/dpkg/info", "/var/lib/dpkg/updates", "/var/lib/dpkg/triggers", "/var/lib/dpkg/alternatives"} {
-		if _, err := s.root.dir(p); err != nil {
+	for _, p := range []string{"info", "updates", "triggers", "alternatives"} {
+		if err := s.root.MkdirAll(admin+"/"+p, 0o755, 0, 0); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *server) unpackRequest(r *unpackRequest, files []*os.File) (*Facts, error) {
-	f := files[0]
-	u := &unpacked{Package: r.Package, Order: r.Order, deb: f}
+// accept takes a package in and unpacks it, unless it has to wait for its wave.
+func (s *server) accept(ctx context.Context, r *unpackRequest, files []*os.File) (*Facts, error) {
+	u := &unpacked{Package: r.Package, Order: r.Order, blob: files[0]}
 	s.mu.Lock()
 	taken := s.pkgs[r.Order] != nil
 	if !taken {
@@ -152,25 +161,59 @@ func (s *server) unpackRequest(r *unpackRequest, files []*os.File) (*Facts, erro
 		closeAll(files)
 		return nil, fault.New(fault.Internal, "cannot unpack %s: order %d is taken", r.Package.Name, r.Order)
 	}
-	closeAll(files[1:])
-	t := s.root.dup()
-	defer t.close()
-	buf := s.bufs.Get().(*[]byte)
-	defer s.bufs.Put(buf)
-	members, data, err := readDeb(f)
-	if err == nil {
-		err = u.readControl(members)
-	}
-	if err == nil {
-		err = s.unpack(u, t, data, *buf)
+	defer closeAll(files[1:])
+	err := s.open(u)
+	if u.held = err == nil && r.Hold && u.has("preinst"); err == nil && !u.held {
+		err = s.unpack(ctx, u)
 	}
 	if err != nil {
-		return nil, fault.As(fault.ClassOf(err), errors.Join(fault.New(fault.ClassOf(err), "cannot unpack %s %s: %w", r.Package.Name, r.Package.Version, err)))
+		return nil, cannotUnpack(u, err)
 	}
 	return u.facts(), nil
 }
 
-func (s *server) release(order int) (*Facts, error) { return nil, nil }
+func cannotUnpack(u *unpacked, err error) error {
+	return fmt.Errorf("cannot unpack %s %s: %w", u.Package.Name, u.Package.Version, err)
+}
+
+// open reads the control archive.
+func (s *server) open(u *unpacked) error {
+	st, err := u.blob.Stat()
+	if err != nil {
+		return err
+	}
+	d, err := archive.ReadDeb(u.blob, st.Size(), &archive.DebOptions{Name: path.Base(u.Package.Path), Pool: &s.pool})
+	if err != nil {
+		return err
+	}
+	u.src = debSource{d}
+	return u.read(d.Control, d.Files, d.Conffiles)
+}
+
+// release unpacks a package that was held.
+func (s *server) release(ctx context.Context, order int) (*Facts, error) {
+	s.mu.Lock()
+	u := s.pkgs[order]
+	s.mu.Unlock()
+	if u == nil || !u.held {
+		return nil, fault.New(fault.Internal, "cannot release package %d: it is not held", order)
+	}
+	u.held = false
+	if err := s.unpack(ctx, u); err != nil {
+		return nil, cannotUnpack(u, err)
+	}
+	return u.facts(), nil
+}
+
+// finishWave ends the unpacking of a wave: the tree is as dpkg would have left it, but for
+// paths in conflict.
+func (s *server) finishWave(ctx context.Context) ([]string, error) {
+	if err := s.session.Finish(); err != nil {
+		return nil, err
+	}
+	s.session = s.root.NewSession(&rootfs.SessionOptions{KeepDirs: true})
+	return s.settle(ctx, false)
+}
 
 // files puts small files of the parent's into the tree, or removes them.
 func (s *server) files(list []treeFile) error {
@@ -179,8 +222,8 @@ func (s *server) files(list []treeFile) error {
 			return fault.New(fault.Internal, "cannot write %q: not a clean path", f.Path)
 		}
 		if f.Remove {
-			if err := s.root.removeAll(f.Path); err != nil {
-				return fault.New(fault.Failed, "cannot remove %q: %w", f.Path, err)
+			if err := s.removeAll(f.Path); err != nil {
+				return err
 			}
 			continue
 		}

@@ -3,210 +3,210 @@
 package deb
 
 import (
-	"archive/tar"
+	"context"
 	"crypto/md5"
 	"encoding/hex"
+	"fmt"
+	"hash"
 	"io"
 	"os"
-	"strings"
+	"slices"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/rootfs"
+	"github.com/mkmachine/mkmachine/internal/rootfs/tar"
 	"github.com/mkmachine/mkmachine/sources"
+	archive "github.com/mkmachine/mkmachine/sources/deb"
 )
 
 // entry is one member of a package's data archive.
 type entry struct {
-	Path string // as dpkg lists it: "/usr/bin/x", the top is "/."
-	Link string
-	Type byte // a type flag of tar
-	attributes
-	Size int64
-	MD5  string
+	rootfs.Entry
+	// MD5 of a regular file, in hex, where somebody needs it.
+	MD5 string
 	// Dropped: another package owns the path now, dpkg takes it off this one's list.
 	Dropped bool
 }
 
-// unpacked is what the helper keeps about a package.
-type unpacked struct {
-	Package   sources.Package
-	Order     int
-	Key       string // name, or name:arch where Multi-Arch is "same"
-	Control   stanza
-	Members   []member // of the control archive, in its order
-	Entries   []entry
-	Conffiles []conffile
-
-	interests, activations []trigger
-	conffile               map[string]int // path to index in Conffiles
-	deb                    *os.File
-	skipped                bool // entries were left to settle
+// listed is the path as dpkg's list files and databases have it: "/usr/bin/x", the top "/.".
+func (e *entry) listed() string {
+	if e.Path == "" {
+		return "/."
+	}
+	return "/" + e.Path
 }
 
-// member finds a file of the control archive.
-func (u *unpacked) member(name string) *member {
-	for i := range u.Members {
-		if u.Members[i].Name == name {
-			return &u.Members[i]
+// unpacked is what the helper keeps about a package.
+type unpacked struct {
+	Package sources.Package
+	Order   int
+	Key     string // name, or name:arch where Multi-Arch is "same"
+
+	control   *archive.Control
+	members   map[string]archive.ControlFile
+	entries   []entry
+	conffiles []conffile
+
+	interests, activations []trigger
+	replaces               []archive.Alternative
+	conffile               map[string]int // path without the leading slash to index in conffiles
+	held                   bool           // the data waits for release
+	blob                   *os.File       // its .deb or pack
+	src                    source
+}
+
+// source gives the data of a package, any number of times: its .deb or its pack.
+type source interface {
+	// each calls visit for every entry in order. put writes the entry to the tree.
+	each(ctx context.Context, u *rootfs.Unpacker, visit func(e *rootfs.Entry, put putFunc) error) error
+}
+
+// putFunc writes the entry of a visit. When sum is set it is fed the bytes of the file.
+type putFunc func(sum hash.Hash) error
+
+// read takes over the control archive, after checking it against what the index promised.
+func (u *unpacked) read(control *archive.Control, files map[string]archive.ControlFile, conffiles []archive.Conffile) error {
+	for _, want := range [][2]string{
+		{"Package", u.Package.Name}, {"Version", u.Package.Version}, {"Architecture", u.Package.Arch},
+	} {
+		if got := control.Value(want[0]); got != want[1] {
+			return fault.New(fault.Verify, "%s is %q, the index says %q", want[0], got, want[1])
 		}
+	}
+	u.control, u.members = control, files
+	u.Key = u.Package.Name
+	if control.Value("Multi-Arch") == "same" {
+		u.Key += ":" + u.Package.Arch
+	}
+	u.conffile = make(map[string]int, len(conffiles))
+	for i, c := range conffiles {
+		u.conffiles = append(u.conffiles, conffile{Conffile: c})
+		u.conffile[c.Path[1:]] = i
+	}
+	var err error
+	if u.replaces, err = archive.ParseRelations(control.Value("Replaces")); err != nil {
+		return err
+	}
+	u.interests, u.activations, err = parseTriggers(files["triggers"].Data)
+	return err
+}
+
+func (u *unpacked) has(member string) bool { _, ok := u.members[member]; return ok }
+
+// debSource reads a .deb.
+type debSource struct{ deb *archive.Deb }
+
+func (d debSource) each(ctx context.Context, u *rootfs.Unpacker, visit func(*rootfs.Entry, putFunc) error) (err error) {
+	data, err := d.deb.Data()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if cerr := data.Close(); err == nil {
+			err = cerr
+		}
+	}()
+	r := tar.NewReader(data, tar.Limits{})
+	for n := 0; ; n++ {
+		if n%64 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		h, err := r.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		e, err := u.Check(h)
+		if err != nil {
+			return err
+		}
+		put := func(sum hash.Hash) error {
+			next := r.Chunk
+			if sum != nil {
+				next = func() ([]byte, error) {
+					b, err := r.Chunk()
+					sum.Write(b)
+					return b, err
+				}
+			}
+			e := *e
+			return u.Add(ctx, &e, next)
+		}
+		if err := visit(e, put); err != nil {
+			return err
+		}
+	}
+}
+
+// unpacker makes one for a package: conffiles get their temporary name, diverted files
+// the path that they were diverted to.
+func (s *server) unpacker(session *rootfs.Session, u *unpacked) *rootfs.Unpacker {
+	return session.NewUnpacker(&rootfs.UnpackOptions{
+		Order: u.Order,
+		Rename: func(path string) string {
+			if d, ok := s.diverted[path]; ok && d.Package != u.Package.Name {
+				path = d.To[1:]
+			}
+			if _, ok := u.conffile[path]; ok {
+				path += ".dpkg-new"
+			}
+			return path
+		},
+	})
+}
+
+// unpack writes a package into the tree. What another package has claimed is left for settle.
+func (s *server) unpack(ctx context.Context, u *unpacked) error {
+	w := s.unpacker(s.session, u)
+	defer w.Close()
+	return u.src.each(ctx, w, func(e *rootfs.Entry, put putFunc) error {
+		if err := checkEntry(e); err != nil {
+			return err
+		}
+		u.entries = append(u.entries, entry{Entry: *e})
+		at := &u.entries[len(u.entries)-1]
+		if !s.claim(u, at) {
+			return nil
+		}
+		return u.write(at, put)
+	})
+}
+
+// write puts an entry into the tree and takes its digest where dpkg would record one.
+func (u *unpacked) write(e *entry, put putFunc) error {
+	if e.Type != rootfs.File {
+		return put(nil)
+	}
+	i, isConffile := u.conffile[e.Path]
+	if !isConffile && u.has("md5sums") {
+		return put(nil)
+	}
+	sum := md5.New()
+	if err := put(sum); err != nil {
+		return err
+	}
+	digest := hex.EncodeToString(sum.Sum(nil))
+	if isConffile {
+		u.conffiles[i].MD5 = digest
+	} else {
+		e.MD5 = digest
 	}
 	return nil
 }
 
-func (u *unpacked) has(name string) bool { return u.member(name) != nil }
-
-// readControl checks the control archive against what the index promised.
-func (u *unpacked) readControl(members []member) error {
-	u.Members = members
-	seen := map[string]bool{}
-	for _, m := range members {
-		if !validMember(m.Name) || seen[m.Name] {
-			return fault.New(fault.Format, "bad or repeated control member %q", m.Name)
-		}
-		seen[m.Name] = true
-	}
-	control := u.member("control")
-	if control == nil {
-		return fault.New(fault.Format, "no control file")
-	}
-	var err error
-	if u.Control, err = parseControl(control.Data); err != nil {
-		return err
-	}
-	for _, want := range [][2]string{
-		{"Package", u.Package.Name}, {"Version", u.Package.Version}, {"Architecture", u.Package.Arch},
-	} {
-		if got := u.Control.Get(want[0]); got != want[1] {
-			return fault.New(fault.Verify, "%s is %q, the index says %q", want[0], got, want[1])
-		}
-	}
-	u.Key = u.Package.Name
-	if u.Control.Get("Multi-Arch") == "same" {
-		u.Key += ":" + u.Package.Arch
-	}
-	if m := u.member("conffiles"); m != nil {
-		if u.Conffiles, err = parseConffiles(m.Data); err != nil {
-			return err
-		}
-	}
-	u.conffile = make(map[string]int, len(u.Conffiles))
-	for i, c := range u.Conffiles {
-		u.conffile[c.Path] = i
-	}
-	if m := u.member("triggers"); m != nil {
-		u.interests, u.activations, err = parseTriggers(m.Data)
-	}
-	return err
-}
-
-// validMember: safe as the last part of a file name in dpkg's info directory.
-func validMember(name string) bool {
-	if name == "" || len(name) > 64 || name == "list" {
-		return false
-	}
-	for i := range len(name) {
-		c := name[i]
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
-			return false
-		}
-	}
-	return true
-}
-
-// parseEntry turns a tar header into an entry, or says why a package must not have it.
-func parseEntry(h *tar.Header) (entry, error) {
-	name := strings.TrimSuffix(strings.TrimPrefix(h.Name, "./"), "/")
-	e := entry{Path: "/" + name, Type: h.Typeflag, Size: h.Size, attributes: attributes{
-		Mode: uint32(h.Mode) & 0o7777, UID: h.Uid, GID: h.Gid, MTime: h.ModTime.UnixNano(),
-	}}
-	switch {
-	case name == "" || name == ".":
-		e.Path = "/."
-	case !cleanPath(e.Path):
-		return e, fault.New(fault.Path, "entry %q is not a clean path below the root", h.Name)
-	}
-	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeDir:
-	case tar.TypeSymlink:
-		e.Link = h.Linkname
-		if e.Link == "" || strings.ContainsAny(e.Link, "\x00\n") {
-			return e, fault.New(fault.Path, "entry %q links to %q", h.Name, h.Linkname)
-		}
-	case tar.TypeLink:
-		e.Link = "/" + strings.TrimPrefix(strings.TrimPrefix(h.Linkname, "./"), "/")
-		if !cleanPath(e.Link) {
-			return e, fault.New(fault.Path, "entry %q is a hard link to %q", h.Name, h.Linkname)
-		}
-	default:
-		return e, fault.New(fault.Policy, "entry %q has type %q, which packages must not have", h.Name, h.Typeflag)
-	}
-	if e.Path == "/." && e.Type != tar.TypeDir {
-		return e, fault.New(fault.Path, "the root is not a directory in the archive")
-	}
-	return e, nil
-}
-
-// unpack writes a package into the tree. What another package has claimed is left for settle.
-func (s *server) unpack(u *unpacked, t *tree, data io.Reader, buf []byte) error {
-	tr := tar.NewReader(data)
-	for {
-		h, err := tr.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return fault.As(fault.Format, err)
-		}
-		e, err := parseEntry(h)
-		if err != nil {
-			return err
-		}
-		if len(u.Entries) >= entryLimit {
-			return fault.New(fault.Limit, "more than %d entries", entryLimit)
-		}
-		u.Entries = append(u.Entries, e)
-		at := &u.Entries[len(u.Entries)-1]
-		if !s.claim(u, at) {
-			u.skipped = true
-			continue
-		}
-		if err := s.write(u, t, at, tr, buf); err != nil {
-			return err
-		}
-	}
-	// The archive's padding belongs to the compressed stream, whose checksum is behind it.
-	_, err := io.Copy(io.Discard, data)
-	return err
-}
-
-// entryLimit bounds the members of one package.
-const entryLimit = 2 << 20
-
-// write makes one entry in the tree.
-func (s *server) write(u *unpacked, t *tree, e *entry, body io.Reader, buf []byte) error {
-	p := s.canonical(e.Path)
+// checkEntry refuses what a package must not have beyond the rules of rootfs.
+func checkEntry(e *rootfs.Entry) error {
 	switch e.Type {
-	case tar.TypeDir:
-		if e.Path == "/." || s.merged[p] {
-			return nil
-		}
-		_, err := t.dir(p)
-		return err
-	case tar.TypeSymlink:
-		return t.symlink(p, e.Link, e.attributes)
-	case tar.TypeLink:
-		return t.link(p, s.canonical(e.Link))
+	case rootfs.File, rootfs.Dir, rootfs.Symlink, rootfs.Hardlink:
+	default:
+		return fault.New(fault.Policy, "entry %q is a device or a FIFO", e.Path)
 	}
-	if i, ok := u.conffile[e.Path]; ok {
-		sum := md5.New()
-		err := t.file(p+".dpkg-new", e.attributes, io.TeeReader(body, sum), buf)
-		u.Conffiles[i].MD5 = hex.EncodeToString(sum.Sum(nil))
-		return err
+	if slices.Contains([]byte(e.Path), '\n') {
+		return fault.New(fault.Format, "entry %q has a newline in its name", e.Path)
 	}
-	if !u.has("md5sums") {
-		sum := md5.New()
-		err := t.file(p, e.attributes, io.TeeReader(body, sum), buf)
-		e.MD5 = hex.EncodeToString(sum.Sum(nil))
-		return err
-	}
-	return t.file(p, e.attributes, body, buf)
+	return nil
 }
+
+func (u *unpacked) String() string { return fmt.Sprintf("%s %s", u.Key, u.Package.Version) }
