@@ -49,8 +49,10 @@ func setXattrs(fd int, xattrs []Xattr) error {
 }
 
 // futimes sets both times of an open file, in seconds since 1970.
-func futimes(fd int, secs int64) error {
-	t := [2]unix.Timespec{{Sec: secs}, {Sec: secs}}
+func futimes(fd int, secs int64) error { return futimesNano(fd, secs, 0) }
+
+func futimesNano(fd int, secs, nano int64) error {
+	t := [2]unix.Timespec{{Sec: secs, Nsec: nano}, {Sec: secs, Nsec: nano}}
 	// A null path means the descriptor itself: futimens(3), for which x/sys has no call.
 	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&t)), 0, 0, 0)
 	if errno != 0 {
