@@ -3,8 +3,11 @@
 package deb
 
 import (
+	"cmp"
 	"context"
-	"sort"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
 	"github.com/mkmachine/mkmachine/sources"
@@ -68,71 +71,124 @@ func (w Want) String() string {
 // depends on. The same universe and request always give the same result.
 //
 // The variant's sets are those of debootstrap, whose way of resolving is simple on
-// purpose; what is added is what apt-get install chooses when the variant is installed.
-// A set that cannot be made is fault.Dep with the chain of reasons.
+// purpose; what is added is what apt-get install chooses when the variant is installed,
+// and what apt would remove from the variant for it is left out. A set that cannot be made
+// is fault.Dep with the chain of reasons.
 func Resolve(ctx context.Context, u *Universe, req Request) ([]sources.Package, error) {
-	b, err := variantSet(ctx, u, req)
+	s, err := newSolver(ctx, u, req)
 	if err != nil {
 		return nil, err
 	}
-	var out []sources.Package
-	add := func(entries []*Entry, phase sources.Phase) error {
-		for _, e := range entries {
-			p, err := e.choose(phase, false)
-			if err != nil {
-				return err
+	set, err := s.variant(req)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.settle(set, req); err != nil {
+		return nil, err
+	}
+	if err := s.add(req.Add); err != nil {
+		return nil, err
+	}
+	return s.result(set)
+}
+
+// settle takes the variant as installed. It has to be consistent, or nothing on top can be.
+func (s *solver) settle(set *variantSet, req Request) error {
+	for _, v := range slices.Concat(set.required, set.base) {
+		v.p.cur, v.p.inst, v.p.cand = v, v, v
+		v.p.restatus()
+	}
+	for _, name := range req.Exclude {
+		for _, arch := range s.archs {
+			if p := s.pkg(name, arch); p.cur == nil {
+				p.cand, p.excluded = nil, true
 			}
+		}
+	}
+	for _, v := range slices.Concat(set.required, set.base) {
+		if s.broken(v.p, planned, false) && s.err == nil {
+			return depFault("cannot resolve variant %s: %s", req.Variant, s.explain(v))
+		}
+	}
+	return s.err
+}
+
+// result lists what is selected, in install order.
+func (s *solver) result(set *variantSet) ([]sources.Package, error) {
+	var out []sources.Package
+	choose := func(v *ver, phase sources.Phase, auto bool) error {
+		p, err := v.e.choose(phase, auto)
+		if err == nil {
 			out = append(out, p)
 		}
-		return nil
+		return err
 	}
-	if err := add(b.required, sources.PhaseRequired); err != nil {
-		return nil, err
+	for _, part := range [...]struct {
+		vers  []*ver
+		phase sources.Phase
+	}{{set.required, sources.PhaseRequired}, {set.base, sources.PhaseBase}} {
+		for _, v := range part.vers {
+			if v.p.inst == nil {
+				continue
+			}
+			if err := choose(v.p.inst, part.phase, false); err != nil {
+				return nil, err
+			}
+		}
 	}
-	if err := add(b.base, sources.PhaseBase); err != nil {
-		return nil, err
+	for _, v := range s.installOrder() {
+		if err := choose(v, sources.PhaseAdded, v.p.auto); err != nil {
+			return nil, err
+		}
 	}
-	return out, nil
+	return out, s.err
 }
 
-// base is a variant's set.
-type base struct {
-	required, base []*Entry // each sorted by name
-}
-
-// candidate is apt's choice among the entries of a name for an architecture: the highest
-// pin priority, then the highest version, then the first source. Entries of "all" count
-// for every architecture. nil when there is none.
-func (u *Universe) candidate(name, arch string) *Entry {
-	var best *Entry
-	u.named(name, func(e *Entry) {
-		if a := e.Arch(); a != arch && a != "all" {
+// installOrder lists what is added, each after what it depends on where no cycle forbids
+// that, else by name.
+func (s *solver) installOrder() []*ver {
+	var list []*pkg
+	for _, p := range s.order {
+		if p.cur == nil && p.inst != nil {
+			list = append(list, p)
+		}
+	}
+	slices.SortFunc(list, func(a, b *pkg) int {
+		return cmp.Or(strings.Compare(a.name, b.name), strings.Compare(a.arch, b.arch))
+	})
+	var out []*ver
+	done := make(map[*pkg]bool, len(list))
+	var visit func(p *pkg)
+	visit = func(p *pkg) {
+		if done[p] || p.cur != nil || p.inst == nil {
 			return
 		}
-		if best != nil {
-			if p, q := e.index.pin(), best.index.pin(); p != q {
-				if p > q {
-					best = e
-				}
-				return
+		done[p] = true
+		deps := s.relations(p.inst)
+		for i := range deps {
+			d := &deps[i]
+			if d.kind != preDepends && d.kind != depends {
+				continue
 			}
-			if CompareVersions(e.Version(), best.Version()) <= 0 {
-				return
+			if v := d.target.inst; v != nil && d.op.Satisfied(v.e.Version(), d.version) {
+				visit(d.target)
+			}
+			provs := s.providers(d.target)
+			for j := range provs {
+				if pr := &provs[j]; pr.v.p.inst == pr.v && d.op.Satisfied(pr.version, d.version) {
+					visit(pr.v.p)
+				}
 			}
 		}
-		best = e
-	})
-	return best
+		out = append(out, p.inst)
+	}
+	for _, p := range list {
+		visit(p)
+	}
+	return out
 }
 
 // sorted returns the keys of a set in the order of their bytes.
-func sorted[V any](set map[string]V) []string {
-	out := make([]string, 0, len(set))
-	for name := range set {
-		out = append(out, name)
-	}
-	sort.Strings(out)
-	return out
-}
+func sorted[V any](set map[string]V) []string { return slices.Sorted(maps.Keys(set)) }
 
 func depFault(format string, args ...any) error { return fault.New(fault.Dep, format, args...) }
