@@ -53,6 +53,7 @@ type blockState struct {
 	wantPacked   int64 // -1 where the header does not say
 	wantUnpacked int64 // -1 where the header does not say
 	unpacked     int64
+	unpadded     int64 // header, data and check; known when the block is closed
 	hash         hash.Hash
 }
 
@@ -99,7 +100,7 @@ func (z *Reader) openStream() error {
 				return io.EOF
 			}
 			if err != nil {
-				return z.sourceError(err)
+				return sourceError(err)
 			}
 			if b != [headerSize]byte{} {
 				break
@@ -119,12 +120,17 @@ func (z *Reader) openStream() error {
 		return err
 	}
 	z.n = headerSize
+	z.beginBlocks(check)
+	return nil
+}
+
+// beginBlocks makes a block header the next thing to be read.
+func (z *Reader) beginBlocks(check byte) {
 	z.stream.open, z.stream.check, z.stream.count = true, check, 0
 	if z.stream.records == nil {
 		z.stream.records = sha256.New()
 	}
 	z.stream.records.Reset()
-	return nil
 }
 
 // openBlock reads a block header, or the index and footer.
@@ -183,7 +189,7 @@ func (z *Reader) closeBlock() error {
 	if !allZero(pad) {
 		return corrupt("block padding is not zero")
 	}
-	unpadded := z.block.headerSize + packed
+	z.block.unpadded = z.block.headerSize + packed
 	if z.block.hash != nil {
 		sum := checkBytes(z.stream.check, z.block.hash)
 		got := buf[:len(sum)]
@@ -193,11 +199,11 @@ func (z *Reader) closeBlock() error {
 		if !bytes.Equal(got, sum) {
 			return corrupt("block has a wrong checksum")
 		}
-		unpadded += int64(len(sum))
+		z.block.unpadded += int64(len(sum))
 	}
 	z.block.open = false
 	z.stream.count++
-	addRecord(z.stream.records, unpadded, z.block.unpacked)
+	addRecord(z.stream.records, z.block.unpadded, z.block.unpacked)
 	return nil
 }
 

@@ -35,31 +35,40 @@ func (c *chunker) open(dictSize int, unpacked int64) {
 
 // room makes place for n bytes at c.pos.
 func (c *chunker) room(n int) {
-	if c.win != nil && c.pos+n+copySlack <= len(c.win) {
+	need := c.pos + n + copySlack
+	if need <= len(c.win) {
 		return
 	}
 	full := winStart + c.dictSize + max(c.dictSize, minSlack) + copySlack
-	want := full
-	if c.hint > 0 && c.hint <= int64(full) {
-		want = min(full, winStart+int(c.hint)+copySlack)
-	}
-	want = max(want, c.pos+n+copySlack)
-	if want <= full && len(c.win) < want && cap(c.window) < want {
-		grown := make([]byte, want)
-		if c.win != nil {
-			copy(grown, c.win[:c.pos])
+	if len(c.win) < full {
+		// Without a size to go by the window grows with the output: most streams are far
+		// smaller than their dictionary.
+		want := max(2*len(c.win), cap(c.window), maxUnpacked/4)
+		if c.hint > 0 {
+			want = int(min(c.hint, int64(full))) + winStart + copySlack
 		}
-		c.window = grown
-	}
-	if len(c.win) < want && want <= full {
-		c.win = c.window[:want]
-		c.win[winStart-1] = 0
-		return
+		c.grow(min(max(want, need), full))
+		if need <= len(c.win) {
+			return
+		}
 	}
 	// The window is full: keep one dictionary, shifted by a multiple of 16 bytes.
 	shift := (c.pos - winStart - c.dictSize) &^ 15
 	copy(c.win[winStart:], c.win[winStart+shift:c.pos])
 	c.pos -= shift
+}
+
+// grow makes the window size bytes long.
+func (c *chunker) grow(size int) {
+	if cap(c.window) < size {
+		window := make([]byte, size)
+		if c.win != nil {
+			copy(window, c.win[:c.pos])
+		}
+		c.window = window
+	}
+	c.win = c.window[:size]
+	c.win[winStart-1] = 0
 }
 
 // chunk decodes the next chunk and returns its bytes, which stay valid until the next call.

@@ -169,19 +169,19 @@ func corrupt(what string) error {
 func (z *Reader) readFull(p []byte) error {
 	n, err := io.ReadFull(z.src, p)
 	z.n += int64(n)
-	return z.sourceError(err)
+	return sourceError(err)
 }
 
 func (z *Reader) readByte() (byte, error) {
 	b, err := z.src.ReadByte()
 	if err != nil {
-		return 0, z.sourceError(err)
+		return 0, sourceError(err)
 	}
 	z.n++
 	return b, nil
 }
 
-func (z *Reader) sourceError(err error) error {
+func sourceError(err error) error {
 	switch err {
 	case nil:
 		return nil
