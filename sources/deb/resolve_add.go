@@ -30,8 +30,7 @@ func (s *solver) add(wants []Want) error {
 		asked = append(asked, v.p)
 		s.markInstall(v.p, false, 0, true)
 	}
-	slices.SortStableFunc(asked, func(a, b *pkg) int { return compareNumbers(s.number(a), s.number(b)) })
-	for _, p := range slices.Compact(asked) {
+	for _, p := range asked {
 		s.markInstall(p, true, 0, true)
 	}
 	before := map[*pkg]bool{}

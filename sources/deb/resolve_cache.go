@@ -3,6 +3,7 @@
 package deb
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -250,8 +251,8 @@ func (s *solver) relations(v *ver) []dep {
 	v.haveDeps = true
 	for _, df := range depFields {
 		list, err := v.e.relations(df.f)
-		if err != nil && s.err == nil {
-			s.err = err
+		if err != nil {
+			s.err = cmp.Or(s.err, err)
 		}
 		for i := range list {
 			s.addRelation(v, df.k, &list[i])
@@ -311,25 +312,23 @@ func (s *solver) providers(t *pkg) []provider {
 		i := strings.LastIndexByte(t.name, ':')
 		name, qualifier = t.name[:i], t.name[i+1:]
 	}
-	for _, at := range s.u.providers[name] {
+	s.u.providing(name, func(at int32) {
 		e := s.u.all[at]
 		v := s.version(at, e)
 		if v == nil {
-			continue
+			return
 		}
 		list, err := e.relations(fProvides)
 		if err != nil {
-			if s.err == nil {
-				s.err = err
-			}
-			continue
+			s.err = cmp.Or(s.err, err)
+			return
 		}
 		for _, a := range list {
 			if a.Name == name && (a.Op == None || a.Op == Equal) && s.provides(v, &a, t, qualifier) {
 				t.provided = append(t.provided, provider{v: v, version: a.Version, at: at})
 			}
 		}
-	}
+	})
 	s.u.named(name, func(at int32, e *Entry) { // a real package for other names of itself
 		v := s.version(at, e)
 		if v == nil || v.p == t {
@@ -505,8 +504,8 @@ func (s *solver) number(p *pkg) uint64 {
 		archs[1] = p.arch
 	}
 	for _, a := range archs {
-		if at, ok := s.u.mentions[a][p.name]; ok {
-			p.id = min(p.id, at+1)
+		if at := s.u.mentioned(p.name, a); at != 0 {
+			p.id = min(p.id, at)
 		}
 	}
 	return p.id

@@ -414,7 +414,7 @@ func (s *solver) sweep() {
 		p.marked, p.explored = false, false
 	}
 	for _, p := range s.selectedPackages() {
-		if !p.boring() && (!p.auto || p.essential || p.important || p.cur != nil && p.cur.priority == 1) {
+		if !p.boring() && (!p.auto || p.protected || p.essential || p.important || p.cur != nil && p.cur.priority == 1) {
 			s.reach(p, p.will(), 0)
 		}
 	}
