@@ -15,10 +15,9 @@ func (d *lzma) symbols(size, limit int) bool {
 	var (
 		pp                       *uint16
 		p, p0, p1, bound, adj, q uint32
-		sym, node, offset        uint
+		sym, node, offset, bit   uint
 		matchByte, matchBit      uint
-		base, extra, k           uint
-		direct                   uint32
+		base, extra, k, direct   uint
 		n                        int
 		lit                      *[litSize]uint16
 		lp                       *[8]uint16
@@ -64,6 +63,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -77,7 +80,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
+				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
 					rng <<= 8
@@ -89,6 +92,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -102,7 +109,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
+				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
 					rng <<= 8
@@ -114,6 +121,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -127,7 +138,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
+				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
 					rng <<= 8
@@ -139,6 +150,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -152,7 +167,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
+				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
 					rng <<= 8
@@ -164,6 +179,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -177,7 +196,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
+				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
 					rng <<= 8
@@ -189,6 +208,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -202,7 +225,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
+				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
 					rng <<= 8
@@ -214,6 +237,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -227,7 +254,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
+				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
 					rng <<= 8
@@ -238,6 +265,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -248,7 +279,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
+				sym = sym*2 + bit
 
 				if state < 4 {
 					state = 0
@@ -274,6 +305,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -284,8 +319,8 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
-				offset &= matchBit ^ -uint(adj&1)
+				sym = sym*2 + bit
+				offset &= matchBit ^ (bit - 1)
 				matchByte <<= 1
 				matchBit = matchByte & offset
 				if rng < 1<<24 {
@@ -299,6 +334,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -309,8 +348,8 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
-				offset &= matchBit ^ -uint(adj&1)
+				sym = sym*2 + bit
+				offset &= matchBit ^ (bit - 1)
 				matchByte <<= 1
 				matchBit = matchByte & offset
 				if rng < 1<<24 {
@@ -324,6 +363,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -334,8 +377,8 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
-				offset &= matchBit ^ -uint(adj&1)
+				sym = sym*2 + bit
+				offset &= matchBit ^ (bit - 1)
 				matchByte <<= 1
 				matchBit = matchByte & offset
 				if rng < 1<<24 {
@@ -349,6 +392,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -359,8 +406,8 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
-				offset &= matchBit ^ -uint(adj&1)
+				sym = sym*2 + bit
+				offset &= matchBit ^ (bit - 1)
 				matchByte <<= 1
 				matchBit = matchByte & offset
 				if rng < 1<<24 {
@@ -374,6 +421,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -384,8 +435,8 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
-				offset &= matchBit ^ -uint(adj&1)
+				sym = sym*2 + bit
+				offset &= matchBit ^ (bit - 1)
 				matchByte <<= 1
 				matchBit = matchByte & offset
 				if rng < 1<<24 {
@@ -399,6 +450,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -409,8 +464,8 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
-				offset &= matchBit ^ -uint(adj&1)
+				sym = sym*2 + bit
+				offset &= matchBit ^ (bit - 1)
 				matchByte <<= 1
 				matchBit = matchByte & offset
 				if rng < 1<<24 {
@@ -424,6 +479,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -434,8 +493,8 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
-				offset &= matchBit ^ -uint(adj&1)
+				sym = sym*2 + bit
+				offset &= matchBit ^ (bit - 1)
 				matchByte <<= 1
 				matchBit = matchByte & offset
 				if rng < 1<<24 {
@@ -449,6 +508,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -459,8 +522,8 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
-				offset &= matchBit ^ -uint(adj&1)
+				sym = sym*2 + bit
+				offset &= matchBit ^ (bit - 1)
 
 				if state < 10 {
 					state -= 3
@@ -521,6 +584,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -534,7 +601,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
+				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
 					rng <<= 8
@@ -546,6 +613,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -559,7 +630,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
+				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
 					rng <<= 8
@@ -570,6 +641,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -580,7 +655,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
+				sym = sym*2 + bit
 				n = int(sym) - 8 + 2
 
 			} else {
@@ -611,6 +686,10 @@ func (d *lzma) symbols(size, limit int) bool {
 					rng -= bound
 					q = code - bound
 					adj = 0
+					bit = 0
+					if code >= bound {
+						bit = 1
+					}
 					if code < bound {
 						rng = bound
 					}
@@ -624,7 +703,7 @@ func (d *lzma) symbols(size, limit int) bool {
 						code = q
 					}
 					lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
-					sym = sym*2 + 1 - uint(adj&1)
+					sym = sym*2 + bit
 					p = p1
 					if rng < 1<<24 {
 						rng <<= 8
@@ -636,6 +715,10 @@ func (d *lzma) symbols(size, limit int) bool {
 					rng -= bound
 					q = code - bound
 					adj = 0
+					bit = 0
+					if code >= bound {
+						bit = 1
+					}
 					if code < bound {
 						rng = bound
 					}
@@ -649,7 +732,7 @@ func (d *lzma) symbols(size, limit int) bool {
 						code = q
 					}
 					lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
-					sym = sym*2 + 1 - uint(adj&1)
+					sym = sym*2 + bit
 					p = p1
 					if rng < 1<<24 {
 						rng <<= 8
@@ -660,6 +743,10 @@ func (d *lzma) symbols(size, limit int) bool {
 					rng -= bound
 					q = code - bound
 					adj = 0
+					bit = 0
+					if code >= bound {
+						bit = 1
+					}
 					if code < bound {
 						rng = bound
 					}
@@ -670,7 +757,7 @@ func (d *lzma) symbols(size, limit int) bool {
 						code = q
 					}
 					lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
-					sym = sym*2 + 1 - uint(adj&1)
+					sym = sym*2 + bit
 					n = int(sym) - 8 + 10
 
 				} else {
@@ -690,6 +777,10 @@ func (d *lzma) symbols(size, limit int) bool {
 						rng -= bound
 						q = code - bound
 						adj = 0
+						bit = 0
+						if code >= bound {
+							bit = 1
+						}
 						if code < bound {
 							rng = bound
 						}
@@ -700,7 +791,7 @@ func (d *lzma) symbols(size, limit int) bool {
 							code = q
 						}
 						hp[sym&255] = uint16(p - uint32(int32(p+adj)>>5))
-						sym = sym*2 + 1 - uint(adj&1)
+						sym = sym*2 + bit
 					}
 					n = int(sym) - 256 + 18
 
@@ -721,6 +812,10 @@ func (d *lzma) symbols(size, limit int) bool {
 			rng -= bound
 			q = code - bound
 			adj = 0
+			bit = 0
+			if code >= bound {
+				bit = 1
+			}
 			if code < bound {
 				rng = bound
 			}
@@ -734,7 +829,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				code = q
 			}
 			slots[sym&63] = uint16(p - uint32(int32(p+adj)>>5))
-			sym = sym*2 + 1 - uint(adj&1)
+			sym = sym*2 + bit
 			p = p1
 			if rng < 1<<24 {
 				rng <<= 8
@@ -746,6 +841,10 @@ func (d *lzma) symbols(size, limit int) bool {
 			rng -= bound
 			q = code - bound
 			adj = 0
+			bit = 0
+			if code >= bound {
+				bit = 1
+			}
 			if code < bound {
 				rng = bound
 			}
@@ -759,7 +858,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				code = q
 			}
 			slots[sym&63] = uint16(p - uint32(int32(p+adj)>>5))
-			sym = sym*2 + 1 - uint(adj&1)
+			sym = sym*2 + bit
 			p = p1
 			if rng < 1<<24 {
 				rng <<= 8
@@ -771,6 +870,10 @@ func (d *lzma) symbols(size, limit int) bool {
 			rng -= bound
 			q = code - bound
 			adj = 0
+			bit = 0
+			if code >= bound {
+				bit = 1
+			}
 			if code < bound {
 				rng = bound
 			}
@@ -784,7 +887,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				code = q
 			}
 			slots[sym&63] = uint16(p - uint32(int32(p+adj)>>5))
-			sym = sym*2 + 1 - uint(adj&1)
+			sym = sym*2 + bit
 			p = p1
 			if rng < 1<<24 {
 				rng <<= 8
@@ -796,6 +899,10 @@ func (d *lzma) symbols(size, limit int) bool {
 			rng -= bound
 			q = code - bound
 			adj = 0
+			bit = 0
+			if code >= bound {
+				bit = 1
+			}
 			if code < bound {
 				rng = bound
 			}
@@ -809,7 +916,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				code = q
 			}
 			slots[sym&63] = uint16(p - uint32(int32(p+adj)>>5))
-			sym = sym*2 + 1 - uint(adj&1)
+			sym = sym*2 + bit
 			p = p1
 			if rng < 1<<24 {
 				rng <<= 8
@@ -821,6 +928,10 @@ func (d *lzma) symbols(size, limit int) bool {
 			rng -= bound
 			q = code - bound
 			adj = 0
+			bit = 0
+			if code >= bound {
+				bit = 1
+			}
 			if code < bound {
 				rng = bound
 			}
@@ -834,7 +945,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				code = q
 			}
 			slots[sym&63] = uint16(p - uint32(int32(p+adj)>>5))
-			sym = sym*2 + 1 - uint(adj&1)
+			sym = sym*2 + bit
 			p = p1
 			if rng < 1<<24 {
 				rng <<= 8
@@ -845,6 +956,10 @@ func (d *lzma) symbols(size, limit int) bool {
 			rng -= bound
 			q = code - bound
 			adj = 0
+			bit = 0
+			if code >= bound {
+				bit = 1
+			}
 			if code < bound {
 				rng = bound
 			}
@@ -855,7 +970,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				code = q
 			}
 			slots[sym&63] = uint16(p - uint32(int32(p+adj)>>5))
-			sym = sym*2 + 1 - uint(adj&1)
+			sym = sym*2 + bit
 
 			sym -= 64
 			if sym < 4 {
@@ -877,6 +992,10 @@ func (d *lzma) symbols(size, limit int) bool {
 						rng -= bound
 						q = code - bound
 						adj = 0
+						bit = 0
+						if code >= bound {
+							bit = 1
+						}
 						if code < bound {
 							rng = bound
 						}
@@ -888,8 +1007,8 @@ func (d *lzma) symbols(size, limit int) bool {
 						}
 						pr.special[(base+node)&127] = uint16(p - uint32(int32(p+adj)>>5))
 
-						node = node*2 + 1 - uint(adj&1)
-						rep0 += uint(1-adj&1) << k
+						node = node*2 + bit
+						rep0 += bit << k
 					}
 				} else {
 					direct = 0
@@ -901,11 +1020,16 @@ func (d *lzma) symbols(size, limit int) bool {
 						}
 						rng >>= 1
 						code -= rng
-						adj = 0 - code>>31
-						code += rng & adj
-						direct = direct<<1 + adj + 1
+						bit = 0
+						if int32(code) >= 0 {
+							bit = 1
+						}
+						if int32(code) < 0 {
+							code += rng
+						}
+						direct = direct<<1 + bit
 					}
-					rep0 += uint(direct) << 4
+					rep0 += direct << 4
 					sym = 1
 					if rng < 1<<24 {
 						rng <<= 8
@@ -917,6 +1041,10 @@ func (d *lzma) symbols(size, limit int) bool {
 					rng -= bound
 					q = code - bound
 					adj = 0
+					bit = 0
+					if code >= bound {
+						bit = 1
+					}
 					if code < bound {
 						rng = bound
 					}
@@ -927,8 +1055,8 @@ func (d *lzma) symbols(size, limit int) bool {
 						code = q
 					}
 					pr.align[sym&15] = uint16(p - uint32(int32(p+adj)>>5))
-					sym = sym*2 + 1 - uint(adj&1)
-					rep0 += uint(1-adj&1) << 0
+					sym = sym*2 + bit
+					rep0 += bit << 0
 					if rng < 1<<24 {
 						rng <<= 8
 						code = code<<8 | uint32(in[ip&inMask])
@@ -939,6 +1067,10 @@ func (d *lzma) symbols(size, limit int) bool {
 					rng -= bound
 					q = code - bound
 					adj = 0
+					bit = 0
+					if code >= bound {
+						bit = 1
+					}
 					if code < bound {
 						rng = bound
 					}
@@ -949,8 +1081,8 @@ func (d *lzma) symbols(size, limit int) bool {
 						code = q
 					}
 					pr.align[sym&15] = uint16(p - uint32(int32(p+adj)>>5))
-					sym = sym*2 + 1 - uint(adj&1)
-					rep0 += uint(1-adj&1) << 1
+					sym = sym*2 + bit
+					rep0 += bit << 1
 					if rng < 1<<24 {
 						rng <<= 8
 						code = code<<8 | uint32(in[ip&inMask])
@@ -961,6 +1093,10 @@ func (d *lzma) symbols(size, limit int) bool {
 					rng -= bound
 					q = code - bound
 					adj = 0
+					bit = 0
+					if code >= bound {
+						bit = 1
+					}
 					if code < bound {
 						rng = bound
 					}
@@ -971,8 +1107,8 @@ func (d *lzma) symbols(size, limit int) bool {
 						code = q
 					}
 					pr.align[sym&15] = uint16(p - uint32(int32(p+adj)>>5))
-					sym = sym*2 + 1 - uint(adj&1)
-					rep0 += uint(1-adj&1) << 2
+					sym = sym*2 + bit
+					rep0 += bit << 2
 					if rng < 1<<24 {
 						rng <<= 8
 						code = code<<8 | uint32(in[ip&inMask])
@@ -983,6 +1119,10 @@ func (d *lzma) symbols(size, limit int) bool {
 					rng -= bound
 					q = code - bound
 					adj = 0
+					bit = 0
+					if code >= bound {
+						bit = 1
+					}
 					if code < bound {
 						rng = bound
 					}
@@ -993,8 +1133,8 @@ func (d *lzma) symbols(size, limit int) bool {
 						code = q
 					}
 					pr.align[sym&15] = uint16(p - uint32(int32(p+adj)>>5))
-					sym = sym*2 + 1 - uint(adj&1)
-					rep0 += uint(1-adj&1) << 3
+					sym = sym*2 + bit
+					rep0 += bit << 3
 
 				}
 			}
@@ -1116,6 +1256,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -1129,7 +1273,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
+				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
 					rng <<= 8
@@ -1141,6 +1285,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -1154,7 +1302,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
+				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
 					rng <<= 8
@@ -1165,6 +1313,10 @@ func (d *lzma) symbols(size, limit int) bool {
 				rng -= bound
 				q = code - bound
 				adj = 0
+				bit = 0
+				if code >= bound {
+					bit = 1
+				}
 				if code < bound {
 					rng = bound
 				}
@@ -1175,7 +1327,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = q
 				}
 				lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + 1 - uint(adj&1)
+				sym = sym*2 + bit
 				n = int(sym) - 8 + 2
 
 			} else {
@@ -1206,6 +1358,10 @@ func (d *lzma) symbols(size, limit int) bool {
 					rng -= bound
 					q = code - bound
 					adj = 0
+					bit = 0
+					if code >= bound {
+						bit = 1
+					}
 					if code < bound {
 						rng = bound
 					}
@@ -1219,7 +1375,7 @@ func (d *lzma) symbols(size, limit int) bool {
 						code = q
 					}
 					lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
-					sym = sym*2 + 1 - uint(adj&1)
+					sym = sym*2 + bit
 					p = p1
 					if rng < 1<<24 {
 						rng <<= 8
@@ -1231,6 +1387,10 @@ func (d *lzma) symbols(size, limit int) bool {
 					rng -= bound
 					q = code - bound
 					adj = 0
+					bit = 0
+					if code >= bound {
+						bit = 1
+					}
 					if code < bound {
 						rng = bound
 					}
@@ -1244,7 +1404,7 @@ func (d *lzma) symbols(size, limit int) bool {
 						code = q
 					}
 					lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
-					sym = sym*2 + 1 - uint(adj&1)
+					sym = sym*2 + bit
 					p = p1
 					if rng < 1<<24 {
 						rng <<= 8
@@ -1255,6 +1415,10 @@ func (d *lzma) symbols(size, limit int) bool {
 					rng -= bound
 					q = code - bound
 					adj = 0
+					bit = 0
+					if code >= bound {
+						bit = 1
+					}
 					if code < bound {
 						rng = bound
 					}
@@ -1265,7 +1429,7 @@ func (d *lzma) symbols(size, limit int) bool {
 						code = q
 					}
 					lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
-					sym = sym*2 + 1 - uint(adj&1)
+					sym = sym*2 + bit
 					n = int(sym) - 8 + 10
 
 				} else {
@@ -1285,6 +1449,10 @@ func (d *lzma) symbols(size, limit int) bool {
 						rng -= bound
 						q = code - bound
 						adj = 0
+						bit = 0
+						if code >= bound {
+							bit = 1
+						}
 						if code < bound {
 							rng = bound
 						}
@@ -1295,7 +1463,7 @@ func (d *lzma) symbols(size, limit int) bool {
 							code = q
 						}
 						hp[sym&255] = uint16(p - uint32(int32(p+adj)>>5))
-						sym = sym*2 + 1 - uint(adj&1)
+						sym = sym*2 + bit
 					}
 					n = int(sym) - 256 + 18
 

@@ -48,14 +48,22 @@ if code < bound {
 `, ptr, zero, one)
 }
 
-// step is one branch-free bit. It expects p = probability of the node and leaves r, c set;
-// store is where the updated probability goes, extra are further "if code < bound" choices.
+// step is one branch-free bit. It expects p = probability of the node and leaves the bit in
+// bit; store is where the updated probability goes, extra are further choices.
+//
+// The compiler makes a conditional move of an "if" that assigns one variable, unless that
+// variable goes into the address of a load. So the bit, which does, is made from the
+// comparison itself, and nothing else may flow from the range coder into an index.
 func step(store string, extra ...string) string {
 	var b strings.Builder
 	b.WriteString(`bound = (rng >> 11) * p
 rng -= bound
 q = code - bound
 adj = 0
+bit = 0
+if code >= bound {
+	bit = 1
+}
 if code < bound {
 	rng = bound
 }
@@ -83,12 +91,12 @@ func tree(n int, node func(i string) string) string {
 		b.WriteString(normalise)
 		if i == n-1 {
 			b.WriteString(step(node("sym")))
-			b.WriteString("sym = sym*2 + 1 - uint(adj&1)\n")
+			b.WriteString("sym = sym*2 + bit\n")
 			break
 		}
 		fmt.Fprintf(&b, "p0, p1 = uint32(%s), uint32(%s)\n", node("(sym*2)"), node("(sym*2+1)"))
 		b.WriteString(step(node("sym"), "if code < bound {\np1 = p0\n}\n"))
-		b.WriteString("sym = sym*2 + 1 - uint(adj&1)\np = p1\n")
+		b.WriteString("sym = sym*2 + bit\np = p1\n")
 	}
 	return b.String()
 }
@@ -101,8 +109,8 @@ func reverseTree(n int, into string, node func(i string) string) string {
 		b.WriteString(normalise)
 		fmt.Fprintf(&b, "p = uint32(%s)\n", node("sym"))
 		b.WriteString(step(node("sym")))
-		b.WriteString("sym = sym*2 + 1 - uint(adj&1)\n")
-		fmt.Fprintf(&b, "%s += uint(1-adj&1) << %d\n", into, i)
+		b.WriteString("sym = sym*2 + bit\n")
+		fmt.Fprintf(&b, "%s += bit << %d\n", into, i)
 	}
 	return b.String()
 }
@@ -118,8 +126,8 @@ matchBit = matchByte & offset
 		b.WriteString("p = uint32(lit[(offset+matchBit+sym)&litMask])\n")
 		b.WriteString("node = offset + matchBit + sym\n")
 		b.WriteString(step("lit[node&litMask]"))
-		b.WriteString(`sym = sym*2 + 1 - uint(adj&1)
-offset &= matchBit ^ -uint(adj&1)
+		b.WriteString(`sym = sym*2 + bit
+offset &= matchBit ^ (bit - 1)
 `)
 	}
 	return b.String()
@@ -138,7 +146,7 @@ func length(coder string) string {
 		decision("&"+coder+".choice2",
 			three("mid", 10),
 			"hp = &"+coder+".high\nsym = 1\nfor sym < 256 {\n"+
-				normalise+"p = uint32(hp[sym&255])\n"+step("hp[sym&255]")+"sym = sym*2 + 1 - uint(adj&1)\n}\nn = int(sym) - 256 + 18\n"))
+				normalise+"p = uint32(hp[sym&255])\n"+step("hp[sym&255]")+"sym = sym*2 + bit\n}\nn = int(sym) - 256 + 18\n"))
 }
 
 func source() string {
@@ -193,19 +201,24 @@ func source() string {
 			for k = 0; k < extra; k++ {
 				` + normalise + `p = uint32(pr.special[(base+node)&127])
 				` + step("pr.special[(base+node)&127]") + `
-				node = node*2 + 1 - uint(adj&1)
-				rep0 += uint(1-adj&1) << k
+				node = node*2 + bit
+				rep0 += bit << k
 			}
 		} else {
 			direct = 0
 			for k = 4; k < extra; k++ {
 				` + normalise + `rng >>= 1
 				code -= rng
-				adj = 0 - code>>31
-				code += rng & adj
-				direct = direct<<1 + adj + 1
+				bit = 0
+				if int32(code) >= 0 {
+					bit = 1
+				}
+				if int32(code) < 0 {
+					code += rng
+				}
+				direct = direct<<1 + bit
 			}
-			rep0 += uint(direct) << 4
+			rep0 += direct << 4
 			` + reverseTree(4, "rep0", align) + `
 		}
 	}
@@ -253,10 +266,9 @@ func (d *lzma) symbols(size, limit int) bool {
 	var (
 		pp                        *uint16
 		p, p0, p1, bound, adj, q  uint32
-		sym, node, offset         uint
+		sym, node, offset, bit    uint
 		matchByte, matchBit       uint
-		base, extra, k            uint
-		direct                    uint32
+		base, extra, k, direct    uint
 		n                         int
 		lit                       *[litSize]uint16
 		lp                        *[8]uint16
