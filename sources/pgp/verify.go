@@ -319,7 +319,7 @@ func (v *verifier) keyCounts(e *openpgp.Entity, pk *packet.PublicKey, sig *packe
 		v.future = true
 		return "key was made in the future"
 	}
-	if e.Revoked(time.Time{}) {
+	if revoked(e) {
 		return "key is revoked"
 	}
 	cfg := &packet.Config{
@@ -358,6 +358,17 @@ func (v *verifier) keyCounts(e *openpgp.Entity, pk *packet.PublicKey, sig *packe
 		return "subkey is not cross-certified"
 	}
 	return ""
+}
+
+// revoked says whether any key revocation in the keyring is valid, whatever its reason and
+// date: a key that its owner gave up proves nothing any more.
+func revoked(e *openpgp.Entity) bool {
+	for _, r := range e.Revocations {
+		if e.PrimaryKey.VerifyRevocationSignature(r.Packet) == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // signingKey asks the library for exactly pk.

@@ -255,7 +255,7 @@ func (r *Repo) signBy(e *openpgp.Entity, text string) error {
 
 func signParams(at time.Time, text bool) *openpgp.SignParams {
 	return &openpgp.SignParams{TextSig: text, Config: &packet.Config{
-		DefaultHash: crypto.SHA512,
+		DefaultHash: crypto.SHA256,
 		Time:        func() time.Time { return at },
 	}}
 }
@@ -277,7 +277,7 @@ func Clearsign(e *openpgp.Entity, text string, at time.Time) ([]byte, error) {
 		return nil, err
 	}
 	var out bytes.Buffer
-	out.WriteString("-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\n")
+	out.WriteString("-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n")
 	for line := range strings.SplitSeq(text, "\n") {
 		if strings.HasPrefix(line, "-") {
 			out.WriteString("- ")
