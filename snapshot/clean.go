@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -247,14 +246,10 @@ func (s *Store) collectTree(ctx context.Context, id, entry string) error {
 	if err != nil || refs[id] {
 		return err
 	}
-	identity, err := identify(path)
-	if err != nil {
-		return err
-	}
 	if err := removeTree(ctx, path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return s.removeMeta(identity)
+	return nil
 }
 
 // references finds the trees that templates, machines and layers stand on.
@@ -378,23 +373,21 @@ func (s *Store) sweep(ctx context.Context) (CleanReport, error) {
 	return r, s.sweepNew()
 }
 
-// sweepRecords removes records of trees that are nowhere in the store.
+// sweepRecords removes records of images that other tools removed.
 func (s *Store) sweepRecords() (int, error) {
 	// Records first: one that is written after this list is not touched.
 	records, err := entryNames(s.state("meta"))
 	if err != nil {
 		return 0, fmt.Errorf("cannot list records: %w", err)
 	}
+	names, err := entryNames(s.dir)
+	if err != nil {
+		return 0, fmt.Errorf("cannot list images: %w", err)
+	}
 	have := map[string]bool{}
-	for _, dir := range []string{s.dir, s.state("trees")} {
-		names, err := entryNames(dir)
-		if err != nil {
-			return 0, fmt.Errorf("cannot list trees: %w", err)
-		}
-		for _, n := range names {
-			if id, err := identify(filepath.Join(dir, n)); err == nil {
-				have[id] = true
-			}
+	for _, n := range names {
+		if id, err := identify(s.path(n)); err == nil {
+			have[id] = true
 		}
 	}
 	removed := 0

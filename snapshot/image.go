@@ -43,7 +43,7 @@ const (
 )
 
 // Meta is what is recorded with an image. It is kept outside the tree, under the identity of
-// the tree, so that it follows an image that other tools rename.
+// what has the name, so that it follows an image that other tools rename.
 type Meta struct {
 	Schema  int       `json:"schema"`
 	ID      string    `json:"id"`   // a UUID, of this image
@@ -57,8 +57,13 @@ type Meta struct {
 	Layers   []string `json:"layers,omitempty"`   // keys, the base first
 	Manifest string   `json:"manifest,omitempty"` // digest of the tree, as Verify computes it
 	Size     int64    `json:"size,omitempty"`     // bytes of all regular files; 0 unknown
-	Verified string   `json:"verified,omitempty"` // how the contents were verified: "signed", …
-	Taints   []string `json:"taints,omitempty"`   // reasons not to trust it
+	Arch     string   `json:"arch,omitempty"`     // the distribution's own name
+	Packages int      `json:"packages,omitempty"` // how many
+	// Date is that of the archive the tree was made from.
+	Date     time.Time `json:"date,omitzero"`
+	SignedBy []string  `json:"signed_by,omitempty"` // fingerprints of keys
+	Verified string    `json:"verified,omitempty"`  // how the contents were verified: "signed", …
+	Taints   []string  `json:"taints,omitempty"`    // reasons not to trust it
 
 	Source   string `json:"source,omitempty"`    // the image it was cloned from, by name then
 	SourceID string `json:"source_id,omitempty"` // and by ID
@@ -185,7 +190,7 @@ func treeOf(path string) string {
 // describe adds what the record says, or what can be guessed without one.
 func (s *Store) describe(img *Image, real string) error {
 	var err error
-	if img.identity, err = identify(real); err != nil {
+	if img.identity, err = identify(img.Path); err != nil {
 		return err
 	}
 	img.Meta, err = s.readMeta(img.identity)

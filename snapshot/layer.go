@@ -112,20 +112,31 @@ func (s *Store) Layers() ([]Layer, error) {
 
 // copyLayer makes dir a writable copy of a layer.
 func (s *Store) copyLayer(ctx context.Context, key, dir string) error {
+	l, hold, err := s.holdLayer(key)
+	if err != nil {
+		return err
+	}
+	defer hold.release()
+	return s.copyTree(ctx, s.treePath(l.Tree), dir, false)
+}
+
+// holdLayer finds a layer to start from, keeps it from being collected until the lock is
+// released, and notes that it was used. None is fault.State.
+func (s *Store) holdLayer(key string) (*Layer, *treeLock, error) {
 	l, err := s.readLayer(key)
 	if err != nil {
-		return fault.As(fault.State, err)
+		return nil, nil, fault.As(fault.State, err)
 	}
-	lock, err := s.holdTree(l.Tree)
+	hold, err := s.holdTree(l.Tree)
 	if err != nil {
-		return fault.New(fault.State, "cannot start from layer %s: %w", key, err)
+		return nil, nil, fault.New(fault.State, "cannot start from layer %s: %w", key, err)
 	}
-	defer lock.release()
 	now := time.Now()
 	if err := os.Chtimes(s.state(layerFile(key)), now, now); err != nil { // for Clean
-		return fault.New(fault.State, "cannot start from layer %s: %w", key, err)
+		hold.release()
+		return nil, nil, fault.New(fault.State, "cannot start from layer %s: %w", key, err)
 	}
-	return s.copyTree(ctx, s.treePath(l.Tree), dir, false)
+	return l, hold, nil
 }
 
 // holdTree keeps a tree from being collected until the lock is released.
@@ -181,12 +192,4 @@ func (s *Store) writeLayer(l *Layer) error {
 	}
 	s.step("layer record")
 	return nil
-}
-
-// saveFinal records the layer that is the published tree.
-func (st *Stage) saveFinal(context.Context) error {
-	if st.final == nil || st.final.Tree == "" {
-		return nil
-	}
-	return st.s.writeLayer(st.final)
 }

@@ -109,7 +109,8 @@ func (l *Lease) make(ctx context.Context, src *Image) error {
 		}
 		l.Tree = Tree{Dir: path}
 		s.step("copied")
-		return l.e.ownPath(rel)
+		_, err = l.e.ownPath(rel)
+		return err
 	}
 	t := Tree{Lower: []string{from}}
 	if src.Kind == Stack {
@@ -126,7 +127,8 @@ func (l *Lease) make(ctx context.Context, src *Image) error {
 	}
 	s.step("copied")
 	l.Tree = t
-	return l.e.ownPath(rel)
+	_, err = l.e.ownPath(rel)
+	return err
 }
 
 // snapshots says whether this store can take a snapshot of the source.

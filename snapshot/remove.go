@@ -82,16 +82,11 @@ func (s *Store) unname(e *entry, img *Image) error {
 		return err
 	}
 	file := fileOf(img)
-	// The identity of what is renamed: of the link, not of the tree behind it.
-	id, err := identify(img.Path)
-	if err != nil {
-		return err
-	}
-	if err := e.own(rel, id); err != nil {
+	if err := e.own(rel, img.identity); err != nil {
 		return err
 	}
 	if img.tree != "" {
-		if err := e.own(treesDir+"/"+img.tree, img.identity); err != nil {
+		if err := e.own(treesDir+"/"+img.tree, ""); err != nil {
 			return err
 		}
 	}

@@ -54,7 +54,8 @@ func (s *Store) NewStage(ctx context.Context, base string) (_ *Stage, err error)
 		return nil, err
 	}
 	s.step("stage")
-	return st, e.ownPath(st.rel)
+	_, err = e.ownPath(st.rel)
+	return st, err
 }
 
 // Dir is the tree, an absolute path.
@@ -88,35 +89,88 @@ func (st *Stage) Publish(ctx context.Context, name string, meta Meta, replace bo
 		return nil, err
 	}
 	defer unlock()
-	lock, err := s.lockName(ctx, name)
-	if err != nil {
+	if err := s.publish(ctx, st.e, rel, identity, name, meta, replace); err != nil {
 		return nil, err
 	}
-	defer lock.release()
-	if err := s.replaceable(name, replace); err != nil {
-		return nil, err
-	}
-	meta.ID, meta.Name, meta.Role, meta.Created, meta.Engine = newUUID(), name, Template, time.Now().UTC(), s.engine
-	if err := s.writeMeta(identity, &meta); err != nil {
-		return nil, err
-	}
-	s.step("record")
-	if err := st.e.put(rel, name); err != nil {
-		return nil, err
-	}
-	if err := unix.Syncfs(int(s.root.Fd())); err != nil {
-		// The template is there, but maybe not after a power cut: that is no success.
-		return nil, s.full(fmt.Errorf("cannot write %q to the disk: %w", name, err))
-	}
-	s.step("synced")
-	if err := st.saveFinal(ctx); err != nil {
-		return nil, err
+	if st.final != nil && st.final.Tree != "" {
+		if err := s.writeLayer(st.final); err != nil {
+			// The template is there; a layer can be made again.
+			sp := s.sink.Start("layer", st.final.Key)
+			sp.Warn(err.Error())
+			sp.End(err)
+		}
 	}
 	unlock()
 	if err := st.Discard(ctx); err != nil {
 		return nil, err
 	}
 	return s.Image(name)
+}
+
+// PublishLayer makes a layer a template called name without building anything; the rest is as
+// in Stage.Publish. It copies nothing: on btrfs it is a snapshot, elsewhere the layer's own tree.
+func (s *Store) PublishLayer(ctx context.Context, key, name string, meta Meta, replace bool) (_ *Image, err error) {
+	if err := s.writable("build"); err != nil {
+		return nil, err
+	}
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	l, hold, err := s.holdLayer(key)
+	if err != nil {
+		return nil, err
+	}
+	defer hold.release()
+	e, err := s.begin(opStage, name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.finish(ctx, e)) }()
+	rel, err := e.intend()
+	if err != nil {
+		return nil, err
+	}
+	var identity string
+	if s.backend == Btrfs {
+		if err = s.copyTree(ctx, s.treePath(l.Tree), s.path(rel), true); err == nil {
+			identity, err = e.ownPath(rel)
+		}
+	} else {
+		identity, err = e.link(rel, l.Tree)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := s.publish(ctx, e, rel, identity, name, meta, replace); err != nil {
+		return nil, err
+	}
+	return s.Image(name)
+}
+
+// publish gives the sealed object at rel the name, and returns when that is on disk.
+func (s *Store) publish(ctx context.Context, e *entry, rel, identity, name string, meta Meta, replace bool) error {
+	lock, err := s.lockName(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer lock.release()
+	if err := s.replaceable(name, replace); err != nil {
+		return err
+	}
+	meta.ID, meta.Name, meta.Role, meta.Created, meta.Engine = newUUID(), name, Template, time.Now().UTC(), s.engine
+	if err := s.writeMeta(identity, &meta); err != nil {
+		return err
+	}
+	s.step("record")
+	if err := e.put(rel, name); err != nil {
+		return err
+	}
+	if err := unix.Syncfs(int(s.root.Fd())); err != nil {
+		// The template is there, but maybe not after a power cut: that is no success.
+		return s.full(fmt.Errorf("cannot write %q to the disk: %w", name, err))
+	}
+	s.step("synced")
+	return nil
 }
 
 // seal makes the stage immutable and complete on disk. The object at rel is what will get
@@ -134,10 +188,7 @@ func (st *Stage) seal(ctx context.Context) (rel, identity string, unlock func(),
 			return "", "", nil, err
 		}
 		s.step("sealed")
-		identity, err = identify(s.path(rel))
-		if err == nil {
-			err = e.own(rel, identity)
-		}
+		identity, err = e.ownPath(rel)
 		return rel, identity, func() {}, err
 	}
 	// Data first: a name must not be on disk before what it names.
@@ -149,9 +200,6 @@ func (st *Stage) seal(ctx context.Context) (rel, identity string, unlock func(),
 		return "", "", nil, err
 	}
 	tree := s.treePath(id)
-	if identity, err = identify(st.Dir()); err != nil {
-		return "", "", nil, err
-	}
 	if err := os.Rename(st.Dir(), tree); err != nil {
 		return "", "", nil, s.full(fmt.Errorf("cannot seal the tree: %w", err))
 	}
@@ -166,21 +214,27 @@ func (st *Stage) seal(ctx context.Context) (rel, identity string, unlock func(),
 	if st.final != nil {
 		st.final.Tree = id
 	}
-	unlock = func() { lock.release(); lock = nil }
-	if err := os.Symlink(filepath.Join(treesDir, id), s.path(rel)); err != nil {
-		unlock()
-		return "", "", nil, s.full(fmt.Errorf("cannot seal the tree: %w", err))
+	if identity, err = e.link(rel, id); err != nil {
+		lock.release()
+		return "", "", nil, err
 	}
-	return rel, identity, unlock, e.ownPath(rel)
+	return rel, identity, func() { lock.release(); lock = nil }, nil
+}
+
+// link makes the object at rel a link to a tree.
+func (e *entry) link(rel, tree string) (identity string, err error) {
+	if err := os.Symlink(filepath.Join(treesDir, tree), e.s.path(rel)); err != nil {
+		return "", e.s.full(fmt.Errorf("cannot link to a tree: %w", err))
+	}
+	return e.ownPath(rel)
 }
 
 // ownPath records the identity of the object at rel, which was just made.
-func (e *entry) ownPath(rel string) error {
-	id, err := identify(e.s.path(rel))
-	if err != nil {
-		return err
+func (e *entry) ownPath(rel string) (identity string, err error) {
+	if identity, err = identify(e.s.path(rel)); err != nil {
+		return "", err
 	}
-	return e.own(rel, id)
+	return identity, e.own(rel, identity)
 }
 
 // replaceable says whether name may be given to a new template.

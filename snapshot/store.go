@@ -100,6 +100,9 @@ func Open(ctx context.Context, dir string, opts *Options) (*Store, error) {
 	if err := prepareDir(abs); err != nil {
 		return nil, err
 	}
+	if err := mountPool(ctx, abs); err != nil {
+		return nil, err
+	}
 	if s.root, err = openDir(abs); err != nil {
 		return nil, fault.New(fault.Host, "cannot open store %s: %w", abs, err)
 	}
