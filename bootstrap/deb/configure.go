@@ -6,13 +6,15 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"io"
+	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/mkmachine/mkmachine/internal/event"
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/sources"
 )
 
 const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -31,49 +33,114 @@ func (in *Installer) environment(extra ...string) []string {
 	}, extra...)
 }
 
-// Configure makes the unpacked packages installed: it writes the database, runs the
-// preinsts and has dpkg run the rest, wave by wave.
+// Configure makes the unpacked packages installed: wave by wave (see plan) it writes
+// dpkg's database, runs the preinsts and has dpkg run the rest.
+//
+// A package whose preinst fails is taken back and, with what depends on it, installed by
+// dpkg itself and after it the fast way again, once the others are configured; that is a
+// Fallback event. Essential packages have no such second chance.
 func (in *Installer) Configure(ctx context.Context) error {
 	slices.SortFunc(in.facts, func(a, b *Facts) int { return cmp.Compare(a.Order, b.Order) })
-	waves := [][]*Facts{in.facts}
-	for i, wave := range waves {
-		if err := in.wave(ctx, i, wave); err != nil {
+	waves := plan(in.facts)
+	policy := treeFile{Path: policyPath, Mode: 0o755, Data: []byte("#!/bin/sh\nexit 101\n")}
+	for i := 0; i < len(waves); i++ {
+		failed, err := in.wave(ctx, i, waves[i], policy)
+		if err != nil {
 			return err
 		}
+		if len(failed) == 0 {
+			continue
+		}
+		if err := in.slowly(ctx, failed); err != nil {
+			return err
+		}
+		if rest := without(dependents(waves[i], failed), failed); len(rest) > 0 {
+			waves = slices.Insert(waves, i+1, rest)
+		}
 	}
-	_, err := in.call(ctx, request{Op: "files", Files: []treeFile{{Path: policyPath, Remove: true}}})
+	policy = treeFile{Path: policyPath, Remove: true}
+	_, err := in.call(ctx, request{Op: "files", Files: []treeFile{policy}})
 	return err
 }
 
-func (in *Installer) wave(ctx context.Context, number int, list []*Facts) error {
+// wave installs packages together and returns those whose preinst failed; they and their
+// dependents are not in the database.
+func (in *Installer) wave(ctx context.Context, number int, list []*Facts, policy treeFile) (failed []*Facts, err error) {
+	if err := in.release(ctx, list); err != nil {
+		return nil, err
+	}
 	if _, err := in.call(ctx, request{Op: "settle"}); err != nil {
-		return err
+		return nil, err
 	}
-	c := commitRequest{Triggers: number > 0}
-	for _, f := range list {
-		c.Packages = append(c.Packages, f.Order)
-	}
+	c := commitRequest{Packages: orders(list), Triggers: number > 0}
 	if _, err := in.call(ctx, request{Op: "commit", Commit: &c}); err != nil {
-		return err
+		return nil, err
 	}
 	if number == 0 {
-		policy := treeFile{Path: policyPath, Mode: 0o755, Data: []byte("#!/bin/sh\nexit 101\n")}
 		if _, err := in.call(ctx, request{Op: "files", Files: []treeFile{policy}}); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if err := in.run(ctx, "ldconfig", []string{"/sbin/ldconfig"}); err != nil {
-		return err
+		return nil, err
 	}
 	for _, f := range preinstOrder(list) {
-		if err := in.preinst(ctx, f); err != nil {
-			return err
+		err := in.preinst(ctx, f)
+		if err == nil {
+			continue
+		}
+		if ctx.Err() != nil || f.Essential || f.Phase == sources.PhaseRequired {
+			return nil, err
+		}
+		in.opt.Span.Fallback(fmt.Sprintf("%s is installed by dpkg alone, because its preinst failed before it was unpacked: %v", f.Name, err))
+		failed = append(failed, f)
+	}
+	if len(failed) > 0 {
+		back := commitRequest{Packages: orders(dependents(list, failed))}
+		if _, err := in.call(ctx, request{Op: "withdraw", Commit: &back}); err != nil {
+			return nil, err
 		}
 	}
 	if _, err := in.call(ctx, request{Op: "divert"}); err != nil {
-		return err
+		return nil, err
 	}
-	return in.run(ctx, "configure", []string{"dpkg", "--force-unsafe-io", "--configure", "-a"})
+	return failed, in.run(ctx, "configure", []string{"dpkg", "--force-unsafe-io", "--configure", "-a"})
+}
+
+// slowDir is where packages lie that dpkg installs itself.
+const slowDir = "/var/lib/dpkg/mkmachine"
+
+// slowly installs packages with dpkg inside the tree, one after the other.
+func (in *Installer) slowly(ctx context.Context, list []*Facts) error {
+	for _, f := range list {
+		blob, err := in.items[f.Order].Open(ctx)
+		if err != nil {
+			return err
+		}
+		at := slowDir + "/" + f.Name + ".deb"
+		_, err = in.call(ctx, request{Op: "place", Files: []treeFile{{Path: at, Mode: 0o644}}, files: []*os.File{blob}})
+		blob.Close()
+		if err == nil {
+			err = in.run(ctx, f.Name, []string{"dpkg", "--force-unsafe-io", "--install", at})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	_, err := in.call(ctx, request{Op: "files", Files: []treeFile{{Path: slowDir, Remove: true}}})
+	return err
+}
+
+func orders(list []*Facts) []int {
+	var out []int
+	for _, f := range list {
+		out = append(out, f.Order)
+	}
+	return out
+}
+
+func without(list, drop []*Facts) []*Facts {
+	return slices.DeleteFunc(slices.Clone(list), func(f *Facts) bool { return slices.Contains(drop, f) })
 }
 
 // preinstOrder: base-passwd makes the accounts and base-files the layout that all others
@@ -190,5 +257,3 @@ func (l *lines) tail() string {
 	}
 	return "; it said:\n\t" + strings.Join(l.last, "\n\t")
 }
-
-var _ io.Writer = (*lines)(nil)

@@ -184,19 +184,41 @@ func (s *server) activate(list []*unpacked) error {
 	return s.put(admin+"/triggers/Unincorp", 0o644, b.Bytes())
 }
 
-// writeStatus merges the stanzas of packages into status, sorted by name and architecture.
-func (s *server) writeStatus(list []*unpacked) error {
+// block is a stanza of status as text, with what it sorts by.
+type block struct{ key, text string }
+
+// readStatus splits status into its stanzas.
+func (s *server) readStatus() ([]block, error) {
 	old, err := s.readOptional(admin + "/status")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	type block struct{ key, text string }
 	var blocks []block
 	for text := range strings.SplitSeq(string(old), "\n\n") {
 		if text = strings.Trim(text, "\n"); text != "" {
 			blocks = append(blocks, block{stanzaKey(text), text + "\n\n"})
 		}
 	}
+	return blocks, nil
+}
+
+// putStatus writes status, sorted by name and architecture as dpkg does.
+func (s *server) putStatus(blocks []block) error {
+	slices.SortStableFunc(blocks, func(a, b block) int { return strings.Compare(a.key, b.key) })
+	var b bytes.Buffer
+	for _, x := range blocks {
+		b.WriteString(x.text)
+	}
+	return s.put(admin+"/status", 0o644, b.Bytes())
+}
+
+// writeStatus merges the stanzas of packages into status.
+func (s *server) writeStatus(list []*unpacked) error {
+	blocks, err := s.readStatus()
+	if err != nil {
+		return err
+	}
+	first := len(blocks) == 0
 	for _, u := range list {
 		var b bytes.Buffer
 		state := "unpacked"
@@ -204,21 +226,65 @@ func (s *server) writeStatus(list []*unpacked) error {
 			state = "installed"
 		}
 		formatStatus(&b, u.control, state, u.conffiles)
-		blocks = append(blocks, block{u.Package.Name + " " + u.Package.Arch, b.String()})
+		blocks = append(blocks, block{u.statusKey(), b.String()})
 	}
-	slices.SortStableFunc(blocks, func(a, b block) int { return strings.Compare(a.key, b.key) })
-	var b bytes.Buffer
-	for _, x := range blocks {
-		b.WriteString(x.text)
-	}
-	if err := s.put(admin+"/status", 0o644, b.Bytes()); err != nil {
+	if err := s.putStatus(blocks); err != nil || !first {
 		return err
-	}
-	if len(old) > 0 {
-		return nil
 	}
 	return s.firstFiles()
 }
+
+// withdraw takes packages out of the database again; their files stay.
+func (s *server) withdraw(orders []int) error {
+	gone := map[string]bool{}
+	for _, order := range orders {
+		u := s.pkgs[order]
+		if u == nil {
+			return fault.New(fault.Internal, "cannot withdraw package %d: it was not unpacked", order)
+		}
+		gone[u.statusKey()] = true
+		for _, t := range u.interests {
+			if err := s.dropInterest(u, t); err != nil {
+				return err
+			}
+		}
+		for _, name := range append(slices.Sorted(maps.Keys(u.members)), "list", "md5sums") {
+			if err := s.root.Remove(admin + "/info/" + u.Key + "." + name); err != nil {
+				return err
+			}
+		}
+	}
+	blocks, err := s.readStatus()
+	if err != nil {
+		return err
+	}
+	return s.putStatus(slices.DeleteFunc(blocks, func(b block) bool { return gone[b.key] }))
+}
+
+func (s *server) dropInterest(u *unpacked, t trigger) error {
+	p, prefix := admin+"/triggers/"+t.Name, ""
+	if strings.HasPrefix(t.Name, "/") {
+		p, prefix = admin+"/triggers/File", t.Name+" "
+	}
+	data, err := s.readOptional(p)
+	if err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	for line := range strings.Lines(string(data)) {
+		who, _, _ := strings.Cut(strings.TrimSpace(line[min(len(prefix), len(line)):]), "/")
+		if !strings.HasPrefix(line, prefix) || who != u.Key {
+			b.WriteString(line)
+		}
+	}
+	if b.Len() == 0 && prefix == "" {
+		return s.root.Remove(p)
+	}
+	return s.put(p, 0o644, b.Bytes())
+}
+
+// statusKey sorts like dpkg: by name, then architecture.
+func (u *unpacked) statusKey() string { return u.Package.Name + " " + u.Package.Arch }
 
 // firstFiles are the rest of a database that no package ships.
 func (s *server) firstFiles() error {

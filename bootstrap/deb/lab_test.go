@@ -59,6 +59,9 @@ func inProcess(root string) Spawn {
 
 func chroot(root string) Script {
 	return func(ctx context.Context, argv, env []string, output io.Writer) error {
+		if os.Getenv("LAB_STOP") != "" && argv[0] == "dpkg" {
+			return fmt.Errorf("stop %q", env)
+		}
 		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 		if !strings.Contains(argv[0], "/") {
 			cmd.Path = "/usr/bin/" + argv[0]
@@ -103,11 +106,15 @@ func TestLab(t *testing.T) {
 		case event.Start:
 			began[e.Span] = e.Time
 		case event.End:
+			if e.Name == "unpack" {
+				return
+			}
 			fmt.Println(e.Name, e.Subject, e.Time.Sub(began[e.Span]).Round(time.Millisecond), e.Err)
 		case event.Output:
 			if os.Getenv("LAB_V") != "" {
 				fmt.Println("  |", e.Text)
 			}
+		case event.Progress:
 		default:
 			fmt.Println(e.Kind, e.Name, e.Text)
 		}
@@ -123,13 +130,8 @@ func TestLab(t *testing.T) {
 		sem <- true
 		wg.Go(func() {
 			defer func() { <-sem }()
-			f, err := os.Open(it.path)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer f.Close()
-			if err := in.Unpack(ctx, i, it.p, f); err != nil {
+			open := func(context.Context) (*os.File, error) { return os.Open(it.path) }
+			if err := in.Unpack(ctx, Item{Package: it.p, Order: i, Open: open}); err != nil {
 				t.Error(err)
 			}
 		})

@@ -4,7 +4,6 @@ package deb
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"os"
 	"path"
@@ -15,7 +14,6 @@ import (
 	"github.com/mkmachine/mkmachine/internal/compress"
 	"github.com/mkmachine/mkmachine/internal/fault"
 	"github.com/mkmachine/mkmachine/internal/rootfs"
-	archive "github.com/mkmachine/mkmachine/sources/deb"
 )
 
 // Serve is the confined helper: it reads packages from descriptors and writes them into
@@ -92,7 +90,7 @@ func (s *server) answer(ctx context.Context, r *request) {
 	out := reply{ID: r.ID}
 	err := s.handle(ctx, r, &out)
 	if err != nil {
-		out.Error, out.Class = err.Error(), fault.ClassOf(err)
+		out.Error, out.Class, out.Hints = err.Error(), fault.ClassOf(err), fault.Hints(err)
 	}
 	// When the peer is gone the next receive says so.
 	_ = s.channel.send(out, nil)
@@ -111,6 +109,11 @@ func (s *server) handle(ctx context.Context, r *request, out *reply) (err error)
 		out.Notes, err = s.finishWave(ctx)
 	case r.Op == "commit" && r.Commit != nil:
 		return s.commit(r.Commit)
+	case r.Op == "withdraw" && r.Commit != nil:
+		return s.withdraw(r.Commit.Packages)
+	case r.Op == "place" && len(r.files) == 1 && len(r.Files) == 1:
+		defer closeAll(r.files)
+		return s.place(ctx, r.Files[0], r.files[0])
 	case r.Op == "divert":
 		if err = s.divert(); err == nil {
 			out.Notes, err = s.settle(ctx, true)
@@ -150,44 +153,79 @@ func (s *server) layout() error {
 
 // accept takes a package in and unpacks it, unless it has to wait for its wave.
 func (s *server) accept(ctx context.Context, r *unpackRequest, files []*os.File) (*Facts, error) {
-	u := &unpacked{Package: r.Package, Order: r.Order, blob: files[0]}
-	s.mu.Lock()
-	taken := s.pkgs[r.Order] != nil
-	if !taken {
-		s.pkgs[r.Order] = u
+	want := 1
+	if r.Keep {
+		want = 2
 	}
-	s.mu.Unlock()
-	if taken {
+	if len(files) != want {
 		closeAll(files)
-		return nil, fault.New(fault.Internal, "cannot unpack %s: order %d is taken", r.Package.Name, r.Order)
+		return nil, fault.New(fault.Internal, "cannot unpack %s: %d descriptors came with it", r.Package.Name, len(files))
 	}
-	defer closeAll(files[1:])
-	err := s.open(u)
-	if u.held = err == nil && r.Hold && u.has("preinst"); err == nil && !u.held {
+	u, err := s.enter(r, files[0])
+	if err != nil {
+		closeAll(files)
+		return nil, err
+	}
+	if r.Pack {
+		err = s.openPack(u)
+	} else {
+		err = s.openDeb(u)
+	}
+	if r.Keep {
+		if d, ok := u.src.(*debSource); ok && err == nil {
+			d.pack = newPackWriter(files[1])
+		} else {
+			files[1].Close()
+		}
+	}
+	if u.held = err == nil && r.Hold && u.has("preinst"); u.held {
+		return u.facts(), nil
+	}
+	if err == nil {
 		err = s.unpack(ctx, u)
 	}
+	return s.finish(u, err)
+}
+
+// finish ends the unpacking of a package, and of its pack.
+func (s *server) finish(u *unpacked, err error) (*Facts, error) {
+	d, _ := u.src.(*debSource)
+	if d == nil || d.pack == nil {
+		if err != nil {
+			return nil, cannotUnpack(u, err)
+		}
+		return u.facts(), nil
+	}
+	defer func() {
+		d.pack.f.Close()
+		d.pack = nil
+	}()
 	if err != nil {
 		return nil, cannotUnpack(u, err)
 	}
-	return u.facts(), nil
+	facts := u.facts()
+	if err := d.pack.finish(u); err != nil {
+		facts.PackError = err.Error()
+	}
+	facts.Packed = facts.PackError == ""
+	return facts, nil
 }
 
-func cannotUnpack(u *unpacked, err error) error {
-	return fmt.Errorf("cannot unpack %s %s: %w", u.Package.Name, u.Package.Version, err)
-}
-
-// open reads the control archive.
-func (s *server) open(u *unpacked) error {
-	st, err := u.blob.Stat()
-	if err != nil {
-		return err
+// enter registers a package, or gives one whose pack was no good its .deb.
+func (s *server) enter(r *unpackRequest, blob *os.File) (*unpacked, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if u := s.pkgs[r.Order]; u != nil {
+		if u.src != nil || u.Package != r.Package {
+			return nil, fault.New(fault.Internal, "cannot unpack %s: order %d is taken", r.Package.Name, r.Order)
+		}
+		u.blob.Close()
+		u.blob = blob
+		return u, nil
 	}
-	d, err := archive.ReadDeb(u.blob, st.Size(), &archive.DebOptions{Name: path.Base(u.Package.Path), Pool: &s.pool})
-	if err != nil {
-		return err
-	}
-	u.src = debSource{d}
-	return u.read(d.Control, d.Files, d.Conffiles)
+	u := &unpacked{Package: r.Package, Order: r.Order, blob: blob}
+	s.pkgs[r.Order] = u
+	return u, nil
 }
 
 // release unpacks a package that was held.
@@ -199,10 +237,7 @@ func (s *server) release(ctx context.Context, order int) (*Facts, error) {
 		return nil, fault.New(fault.Internal, "cannot release package %d: it is not held", order)
 	}
 	u.held = false
-	if err := s.unpack(ctx, u); err != nil {
-		return nil, cannotUnpack(u, err)
-	}
-	return u.facts(), nil
+	return s.finish(u, s.unpack(ctx, u))
 }
 
 // finishWave ends the unpacking of a wave: the tree is as dpkg would have left it, but for
@@ -227,9 +262,32 @@ func (s *server) files(list []treeFile) error {
 			}
 			continue
 		}
-		if err := s.put(f.Path, f.Mode, f.Data); err != nil {
+		err := s.root.MkdirAll(path.Dir(f.Path), 0o755, 0, 0)
+		if err == nil {
+			err = s.put(f.Path, f.Mode, f.Data)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// place copies a whole file into the tree.
+func (s *server) place(ctx context.Context, f treeFile, from *os.File) error {
+	p, err := rootfs.Clean(f.Path)
+	if err != nil {
+		return err
+	}
+	st, err := from.Stat()
+	if err == nil {
+		err = s.root.MkdirAll(path.Dir(p), 0o755, 0, 0)
+	}
+	if err != nil {
+		return err
+	}
+	w := s.root.NewSession(&rootfs.SessionOptions{KeepDirs: true}).NewUnpacker(nil)
+	defer w.Close()
+	e := &rootfs.Entry{Path: p, Type: rootfs.File, Mode: f.Mode, Size: st.Size(), ModTime: s.begin.Date}
+	return w.WriteFile(ctx, e, rootfs.FileRange{File: from, Size: st.Size()})
 }

@@ -134,7 +134,7 @@ func (r *replay) unpack(ctx context.Context, u *unpacked) error {
 	w := r.s.unpacker(r.session, u)
 	defer w.Close()
 	next := 0
-	return u.src.each(ctx, w, func(_ *rootfs.Entry, put putFunc) error {
+	return u.src.each(ctx, w, func(found *entry, put func() error) error {
 		e := &u.entries[next]
 		next++
 		p := r.s.canonical(e.Path)
@@ -145,10 +145,17 @@ func (r *replay) unpack(ctx context.Context, u *unpacked) error {
 		if err != nil || !write {
 			return err
 		}
-		if err := r.clear(u, e, p); err != nil {
+		if err := r.clear(e, p); err != nil {
 			return err
 		}
-		return u.write(e, put)
+		if err := put(); err != nil {
+			return err
+		}
+		e.MD5 = found.MD5
+		if i, ok := u.conffile[e.Path]; ok {
+			u.conffiles[i].MD5 = e.MD5
+		}
+		return nil
 	})
 }
 
@@ -220,8 +227,8 @@ func (r *replay) against(u *unpacked, e *entry, o *owner, p string) bool {
 	return false
 }
 
-// clear makes way for an entry.
-func (r *replay) clear(u *unpacked, e *entry, p string) error {
+// clear refuses to put a file in the place of a directory.
+func (r *replay) clear(e *entry, p string) error {
 	if e.Type == rootfs.Dir {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +38,6 @@ type request struct {
 	Unpack *unpackRequest `json:"unpack,omitempty"`
 	Commit *commitRequest `json:"commit,omitempty"`
 	Files  []treeFile     `json:"files,omitempty"`
-	Paths  []string       `json:"paths,omitempty"`
 
 	files []*os.File
 }
@@ -81,11 +81,11 @@ type reply struct {
 	ID    uint64      `json:"id"`
 	Error string      `json:"error,omitempty"`
 	Class fault.Class `json:"class,omitempty"`
+	Hints []string    `json:"hints,omitempty"`
 
 	Facts *Facts `json:"facts,omitempty"`
 	// Notes are reasons for which the fast way was left, one line each.
 	Notes []string `json:"notes,omitempty"`
-	Data  []byte   `json:"data,omitempty"`
 }
 
 // channel is one end of the socket; writes are serialised.
@@ -117,10 +117,7 @@ func (c *channel) send(v any, files []*os.File) error {
 	if err == nil && n < 4+len(body) {
 		_, err = c.conn.Write(append(head, body...)[n:])
 	}
-	for _, f := range files {
-		// Fd made the descriptor blocking; keeping f alive until it was sent is what counts.
-		_ = f
-	}
+	runtime.KeepAlive(files)
 	return err
 }
 
