@@ -23,6 +23,49 @@ func printError(w io.Writer, err error, c palette) {
 		return
 	}
 	var b strings.Builder
+	for _, e := range apart(err) {
+		oneError(&b, e, c)
+	}
+	var seen []string
+	for _, h := range fault.Hints(err) {
+		if !slices.Contains(seen, h) {
+			seen = append(seen, h)
+			fmt.Fprintf(&b, "%s %s\n", c.yellow("mkmachine: hint:"), escape(h))
+		}
+	}
+	_, _ = io.WriteString(w, b.String()) // stderr has gone: nobody to tell
+}
+
+// apart is the errors that errors.Join put together, each with its own class; an error
+// that is one message is itself.
+func apart(err error) []error {
+	for e := err; e != nil; {
+		switch x := e.(type) {
+		case interface{ Unwrap() []error }:
+			var texts []string
+			for _, sub := range x.Unwrap() {
+				texts = append(texts, sub.Error())
+			}
+			// Only a plain list may be taken apart: fmt.Errorf says more than its parts.
+			if len(texts) == 0 || err.Error() != strings.Join(texts, "\n") {
+				return []error{err}
+			}
+			var out []error
+			for _, sub := range x.Unwrap() {
+				out = append(out, apart(sub)...)
+			}
+			return out
+		case interface{ Unwrap() error }:
+			e = x.Unwrap()
+		default:
+			return []error{err}
+		}
+	}
+	return []error{err}
+}
+
+// oneError is the message of an error, without its hints.
+func oneError(b *strings.Builder, err error, c palette) {
 	class := ""
 	if k := fault.ClassOf(err); k != fault.Failed {
 		class = " [" + string(k) + "]"
@@ -37,30 +80,22 @@ func printError(w io.Writer, err error, c palette) {
 		if len(problems) != 1 {
 			count = fmt.Sprintf("%d problems", len(problems))
 		}
-		fmt.Fprintf(&b, "%s %s: %s%s\n", c.red("mkmachine: error:"), what, count, class)
+		fmt.Fprintf(b, "%s %s: %s%s\n", c.red("mkmachine: error:"), what, count, class)
 		for _, p := range problems {
-			excerpt(&b, p.Pos, p.Text, p.Hint, c)
+			excerpt(b, p.Pos, p.Text, p.Hint, c)
 		}
 	} else {
 		first, rest, _ := strings.Cut(strings.TrimRight(err.Error(), "\n"), "\n")
-		fmt.Fprintf(&b, "%s %s%s\n", c.red("mkmachine: error:"), escape(first), class)
+		fmt.Fprintf(b, "%s %s%s\n", c.red("mkmachine: error:"), escape(first), class)
 		if rest != "" {
 			for line := range strings.SplitSeq(rest, "\n") {
-				fmt.Fprintf(&b, "  | %s\n", escape(line))
+				fmt.Fprintf(b, "  | %s\n", escape(line))
 			}
 		}
 		if pos, ok := fault.PosOf(err); ok {
-			excerpt(&b, pos, "", "", c)
+			excerpt(b, pos, "", "", c)
 		}
 	}
-	var seen []string
-	for _, h := range fault.Hints(err) {
-		if !slices.Contains(seen, h) {
-			seen = append(seen, h)
-			fmt.Fprintf(&b, "%s %s\n", c.yellow("mkmachine: hint:"), escape(h))
-		}
-	}
-	_, _ = io.WriteString(w, b.String()) // stderr has gone: nobody to tell
 }
 
 // excerpt is FILE:LINE:COL: text, the line itself, and a caret with the hint.

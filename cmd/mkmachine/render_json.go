@@ -116,10 +116,12 @@ func describe(err error) errorLine {
 	if pos, ok := fault.PosOf(err); ok {
 		out.Position = &pos
 	}
-	var problems recipes.Problems
-	if errors.As(err, &problems) {
-		for _, p := range problems {
-			out.Problems = append(out.Problems, problemLine{p.Pos, p.Class, p.Text, p.Hint})
+	for _, e := range apart(err) {
+		var problems recipes.Problems
+		if errors.As(e, &problems) {
+			for _, p := range problems {
+				out.Problems = append(out.Problems, problemLine{p.Pos, p.Class, p.Text, p.Hint})
+			}
 		}
 	}
 	return out

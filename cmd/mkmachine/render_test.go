@@ -400,6 +400,7 @@ func TestPrintErrorGolden(t *testing.T) {
 	for name, err := range map[string]error{
 		"error-problems.txt":  fmt.Errorf("cannot check recipe: %w", problems),
 		"error-syntax.txt":    syntax,
+		"error-joined.txt":    fault.Hint(fault.As(fault.Config, errors.Join(problems, fault.New(fault.Net, "cannot get x: refused"), syntax)), "h"),
 		"error-position.txt":  theError(),
 		"error-class.txt":     fault.Hint(fault.Hint(fault.New(fault.Verify, "cannot verify %q: bad digest", "InRelease"), "a"), "b"),
 		"error-lines.txt":     errors.New("cannot run: exit status 1\nE: no\x1b[2J\n::error::x\n##[error]y"),
@@ -537,6 +538,10 @@ func TestFormats(t *testing.T) {
 	var table bytes.Buffer
 	if err := printTable(&table, []string{"NAME", "SIZE"}, [][]string{{"web", "1 B"}, {"längerer-name", ""}}); err != nil {
 		t.Fatal(err)
+	}
+	var bare bytes.Buffer
+	if err := printTable(&bare, nil, [][]string{{"name:", "x"}}); err != nil || bare.String() != "name:  x\n" {
+		t.Errorf("%q, %v", bare.String(), err)
 	}
 	if want := "NAME           SIZE\nweb            1 B\nlängerer-name  -\n"; table.String() != want {
 		t.Errorf("%q", table.String())
