@@ -39,6 +39,21 @@ func newKey(t testing.TB, created time.Time) *openpgp.Entity {
 	return e
 }
 
+// fixedKey is the same in every process, as fuzzing needs: its workers get seeds from their parent.
+func fixedKey(t testing.TB) *openpgp.Entity {
+	t.Helper()
+	f, err := os.Open("testdata/key.asc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	list, err := openpgp.ReadArmoredKeyRing(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list[0]
+}
+
 func public(t testing.TB, entities ...*openpgp.Entity) []byte {
 	t.Helper()
 	var out bytes.Buffer
