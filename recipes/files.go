@@ -122,9 +122,6 @@ func (d *decoder) reference(key string, dst *String, data *[]byte, limit int64) 
 			d.classed(fault.ClassOf(err), s.Pos, "", "%s: %v", key, err)
 			return
 		}
-		if limit == maxScript && strings.TrimSpace(string(bytes)) == "" {
-			d.problem(s.Pos, "", "%s: %q is empty", key, s.Value)
-		}
 		*dst, *data = s, bytes
 	}}
 }

@@ -281,6 +281,28 @@ map[A:1 B:3] [80 443] false [systemd-networkd.service nginx.service] 1
 	}
 }
 
+// TestEmptyFiles: a script must do something; an empty keyring proves nothing, which is
+// for the verification to say (KEY-11).
+func TestEmptyFiles(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]string{
+		"empty": "", "script.toml": head + "[[script]]\nfile='empty'\n",
+		"key.toml": head + "[source]\nkeys=['0000000000000000000000000000000000000000']\nkey_file='empty'\n",
+		"bare.toml": head + "[source]\nkey_file='empty'\n",
+	})
+	if _, err := Load(dir, "script.toml"); err == nil || !strings.Contains(err.Error(), `script.toml:5:6: file: "empty" is empty`) {
+		t.Errorf("%v", err)
+	}
+	if r, err := Load(dir, "key.toml"); err != nil {
+		t.Error(err)
+	} else if ring, keys := r.Source.Signers("release"); len(ring) != 0 || len(keys) != 1 {
+		t.Errorf("%d bytes, keys %v", len(ring), keys)
+	}
+	if _, err := Load(dir, "bare.toml"); err == nil || !strings.Contains(err.Error(), "bare.toml:5:10: key_file without keys") {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestExtendsCircle has RCP-17 and RCP-27.
 func TestExtendsCircle(t *testing.T) {
 	dir := t.TempDir()

@@ -277,6 +277,9 @@ func (d *decoder) script(n *node) Script {
 	if s.Run.Value != "" {
 		s.Data = []byte(s.Run.Value)
 	}
+	if s.File.Value != "" && strings.TrimSpace(string(s.Data)) == "" {
+		d.problem(s.File.Pos, "", "file: %q is empty", s.File.Value)
+	}
 	s.Interpreter = String{Value: defaultInterpreter, Pos: n.pos}
 	if line, ok := strings.CutPrefix(string(s.Data), "#!"); ok {
 		line, _, _ = strings.Cut(line, "\n")
