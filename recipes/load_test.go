@@ -287,7 +287,7 @@ func TestEmptyFiles(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, map[string]string{
 		"empty": "", "script.toml": head + "[[script]]\nfile='empty'\n",
-		"key.toml": head + "[source]\nkeys=['0000000000000000000000000000000000000000']\nkey_file='empty'\n",
+		"key.toml":  head + "[source]\nkeys=['0000000000000000000000000000000000000000']\nkey_file='empty'\n",
 		"bare.toml": head + "[source]\nkey_file='empty'\n",
 	})
 	if _, err := Load(dir, "script.toml"); err == nil || !strings.Contains(err.Error(), `script.toml:5:6: file: "empty" is empty`) {
