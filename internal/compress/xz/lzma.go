@@ -40,7 +40,7 @@ type probs struct {
 	isRepG1    [16]uint16
 	isRepG2    [16]uint16
 	slot       [4][64]uint16
-	special    [128]uint16
+	special    [256]uint16 // 115 are used; the rest lets the children of a last node be loaded
 	align      [16]uint16
 	matchLen   lengthProbs
 	repLen     lengthProbs

@@ -3,7 +3,10 @@
 
 package xz
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"unsafe"
+)
 
 // symbols decodes one chunk: the first size bytes of d.in are range-coded symbols that unpack
 // to exactly d.win[d.pos:limit]. The window has copySlack bytes after limit.
@@ -13,16 +16,14 @@ import "encoding/binary"
 // and is found out at the end, where the position must be the size.
 func (d *lzma) symbols(size, limit int) bool {
 	var (
-		pp                       *uint16
-		p, p0, p1, bound, adj, q uint32
-		sym, node, offset, bit   uint
-		matchByte, matchBit      uint
-		base, extra, k, direct   uint
-		n                        int
-		lit                      *[litSize]uint16
-		lp                       *[8]uint16
-		hp                       *[256]uint16
-		slots                    *[64]uint16
+		pp                                *uint16
+		p, p0, p1, bound, adj, q          uint32
+		sym, bit, ps                      uint
+		matchByte, expect                 uint
+		base, extra, k, direct            uint
+		n                                 int
+		lit, lp, slots, special, dst, src unsafe.Pointer
+		hp                                *[256]uint16
 	)
 	in, pr := &d.in, &d.probs
 	win, pos := d.win, d.pos
@@ -35,8 +36,9 @@ func (d *lzma) symbols(size, limit int) bool {
 	lc, lpMask, pbMask := d.lc, d.lpMask, d.pbMask
 	dictSize := uint(d.dictSize)
 
+	prev := uint(win[pos-1])
 	for pos < limit {
-		ps := uint(pos) & pbMask
+		ps = uint(pos) & pbMask
 		if rng < 1<<24 {
 			rng <<= 8
 			code = code<<8 | uint32(in[ip&inMask])
@@ -48,493 +50,7 @@ func (d *lzma) symbols(size, limit int) bool {
 		if code < bound {
 			rng = bound
 			*pp = uint16(p + (2048-p)>>5)
-
-			lit = &pr.lit[(uint(pos)&lpMask<<lc|uint(win[pos-1])>>(8-lc))&15]
-			if state < 7 {
-				sym = 1
-				p = uint32(lit[1&litMask])
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p0, p1 = uint32(lit[(sym*2)&litMask]), uint32(lit[(sym*2+1)&litMask])
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code < bound {
-					p1 = p0
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				p = p1
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p0, p1 = uint32(lit[(sym*2)&litMask]), uint32(lit[(sym*2+1)&litMask])
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code < bound {
-					p1 = p0
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				p = p1
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p0, p1 = uint32(lit[(sym*2)&litMask]), uint32(lit[(sym*2+1)&litMask])
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code < bound {
-					p1 = p0
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				p = p1
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p0, p1 = uint32(lit[(sym*2)&litMask]), uint32(lit[(sym*2+1)&litMask])
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code < bound {
-					p1 = p0
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				p = p1
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p0, p1 = uint32(lit[(sym*2)&litMask]), uint32(lit[(sym*2+1)&litMask])
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code < bound {
-					p1 = p0
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				p = p1
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p0, p1 = uint32(lit[(sym*2)&litMask]), uint32(lit[(sym*2+1)&litMask])
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code < bound {
-					p1 = p0
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				p = p1
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p0, p1 = uint32(lit[(sym*2)&litMask]), uint32(lit[(sym*2+1)&litMask])
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code < bound {
-					p1 = p0
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				p = p1
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[sym&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-
-				if state < 4 {
-					state = 0
-				} else {
-					state -= 3
-				}
-			} else {
-				if rep0 >= uint(pos-winStart) {
-					goto corrupt
-				}
-				matchByte = uint(win[pos-int(rep0)-1])
-				sym, offset = 1, 0x100
-				matchByte <<= 1
-				matchBit = matchByte & offset
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p = uint32(lit[(offset+matchBit+sym)&litMask])
-				node = offset + matchBit + sym
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				offset &= matchBit ^ (bit - 1)
-				matchByte <<= 1
-				matchBit = matchByte & offset
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p = uint32(lit[(offset+matchBit+sym)&litMask])
-				node = offset + matchBit + sym
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				offset &= matchBit ^ (bit - 1)
-				matchByte <<= 1
-				matchBit = matchByte & offset
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p = uint32(lit[(offset+matchBit+sym)&litMask])
-				node = offset + matchBit + sym
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				offset &= matchBit ^ (bit - 1)
-				matchByte <<= 1
-				matchBit = matchByte & offset
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p = uint32(lit[(offset+matchBit+sym)&litMask])
-				node = offset + matchBit + sym
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				offset &= matchBit ^ (bit - 1)
-				matchByte <<= 1
-				matchBit = matchByte & offset
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p = uint32(lit[(offset+matchBit+sym)&litMask])
-				node = offset + matchBit + sym
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				offset &= matchBit ^ (bit - 1)
-				matchByte <<= 1
-				matchBit = matchByte & offset
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p = uint32(lit[(offset+matchBit+sym)&litMask])
-				node = offset + matchBit + sym
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				offset &= matchBit ^ (bit - 1)
-				matchByte <<= 1
-				matchBit = matchByte & offset
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p = uint32(lit[(offset+matchBit+sym)&litMask])
-				node = offset + matchBit + sym
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				offset &= matchBit ^ (bit - 1)
-				matchByte <<= 1
-				matchBit = matchByte & offset
-				if rng < 1<<24 {
-					rng <<= 8
-					code = code<<8 | uint32(in[ip&inMask])
-					ip++
-				}
-				p = uint32(lit[(offset+matchBit+sym)&litMask])
-				node = offset + matchBit + sym
-				bound = (rng >> 11) * p
-				rng -= bound
-				q = code - bound
-				adj = 0
-				bit = 0
-				if code >= bound {
-					bit = 1
-				}
-				if code < bound {
-					rng = bound
-				}
-				if code < bound {
-					adj = probZero
-				}
-				if code >= bound {
-					code = q
-				}
-				lit[node&litMask] = uint16(p - uint32(int32(p+adj)>>5))
-				sym = sym*2 + bit
-				offset &= matchBit ^ (bit - 1)
-
-				if state < 10 {
-					state -= 3
-				} else {
-					state -= 6
-				}
-			}
-			win[pos] = byte(sym)
-			pos++
-			continue
-
+			goto literal
 		} else {
 			rng -= bound
 			code -= bound
@@ -571,15 +87,15 @@ func (d *lzma) symbols(size, limit int) bool {
 			if code < bound {
 				rng = bound
 				*pp = uint16(p + (2048-p)>>5)
-				lp = &pr.matchLen.low[ps&15]
+				lp = unsafe.Pointer(&pr.matchLen.low[ps&15])
 				sym = 1
-				p = uint32(lp[1&7])
+				p = uint32(*(*uint16)(unsafe.Add(lp, 1*2)))
 				if rng < 1<<24 {
 					rng <<= 8
 					code = code<<8 | uint32(in[ip&inMask])
 					ip++
 				}
-				p0, p1 = uint32(lp[(sym*2)&7]), uint32(lp[(sym*2+1)&7])
+				p0, p1 = uint32(*(*uint16)(unsafe.Add(lp, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lp, (sym*2+1)*2)))
 				bound = (rng >> 11) * p
 				rng -= bound
 				q = code - bound
@@ -600,7 +116,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				if code >= bound {
 					code = q
 				}
-				lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
+				*(*uint16)(unsafe.Add(lp, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
@@ -608,7 +124,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = code<<8 | uint32(in[ip&inMask])
 					ip++
 				}
-				p0, p1 = uint32(lp[(sym*2)&7]), uint32(lp[(sym*2+1)&7])
+				p0, p1 = uint32(*(*uint16)(unsafe.Add(lp, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lp, (sym*2+1)*2)))
 				bound = (rng >> 11) * p
 				rng -= bound
 				q = code - bound
@@ -629,7 +145,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				if code >= bound {
 					code = q
 				}
-				lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
+				*(*uint16)(unsafe.Add(lp, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
@@ -654,7 +170,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				if code >= bound {
 					code = q
 				}
-				lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
+				*(*uint16)(unsafe.Add(lp, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 				sym = sym*2 + bit
 				n = int(sym) - 8 + 2
 
@@ -673,15 +189,15 @@ func (d *lzma) symbols(size, limit int) bool {
 				if code < bound {
 					rng = bound
 					*pp = uint16(p + (2048-p)>>5)
-					lp = &pr.matchLen.mid[ps&15]
+					lp = unsafe.Pointer(&pr.matchLen.mid[ps&15])
 					sym = 1
-					p = uint32(lp[1&7])
+					p = uint32(*(*uint16)(unsafe.Add(lp, 1*2)))
 					if rng < 1<<24 {
 						rng <<= 8
 						code = code<<8 | uint32(in[ip&inMask])
 						ip++
 					}
-					p0, p1 = uint32(lp[(sym*2)&7]), uint32(lp[(sym*2+1)&7])
+					p0, p1 = uint32(*(*uint16)(unsafe.Add(lp, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lp, (sym*2+1)*2)))
 					bound = (rng >> 11) * p
 					rng -= bound
 					q = code - bound
@@ -702,7 +218,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					if code >= bound {
 						code = q
 					}
-					lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
+					*(*uint16)(unsafe.Add(lp, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 					sym = sym*2 + bit
 					p = p1
 					if rng < 1<<24 {
@@ -710,7 +226,7 @@ func (d *lzma) symbols(size, limit int) bool {
 						code = code<<8 | uint32(in[ip&inMask])
 						ip++
 					}
-					p0, p1 = uint32(lp[(sym*2)&7]), uint32(lp[(sym*2+1)&7])
+					p0, p1 = uint32(*(*uint16)(unsafe.Add(lp, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lp, (sym*2+1)*2)))
 					bound = (rng >> 11) * p
 					rng -= bound
 					q = code - bound
@@ -731,7 +247,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					if code >= bound {
 						code = q
 					}
-					lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
+					*(*uint16)(unsafe.Add(lp, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 					sym = sym*2 + bit
 					p = p1
 					if rng < 1<<24 {
@@ -756,7 +272,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					if code >= bound {
 						code = q
 					}
-					lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
+					*(*uint16)(unsafe.Add(lp, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 					sym = sym*2 + bit
 					n = int(sym) - 8 + 10
 
@@ -799,15 +315,15 @@ func (d *lzma) symbols(size, limit int) bool {
 
 			}
 
-			slots = &pr.slot[min(n-2, 3)&3]
+			slots = unsafe.Pointer(&pr.slot[min(n-2, 3)&3])
 			sym = 1
-			p = uint32(slots[1&63])
+			p = uint32(*(*uint16)(unsafe.Add(slots, 1*2)))
 			if rng < 1<<24 {
 				rng <<= 8
 				code = code<<8 | uint32(in[ip&inMask])
 				ip++
 			}
-			p0, p1 = uint32(slots[(sym*2)&63]), uint32(slots[(sym*2+1)&63])
+			p0, p1 = uint32(*(*uint16)(unsafe.Add(slots, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(slots, (sym*2+1)*2)))
 			bound = (rng >> 11) * p
 			rng -= bound
 			q = code - bound
@@ -828,7 +344,7 @@ func (d *lzma) symbols(size, limit int) bool {
 			if code >= bound {
 				code = q
 			}
-			slots[sym&63] = uint16(p - uint32(int32(p+adj)>>5))
+			*(*uint16)(unsafe.Add(slots, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 			sym = sym*2 + bit
 			p = p1
 			if rng < 1<<24 {
@@ -836,7 +352,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				code = code<<8 | uint32(in[ip&inMask])
 				ip++
 			}
-			p0, p1 = uint32(slots[(sym*2)&63]), uint32(slots[(sym*2+1)&63])
+			p0, p1 = uint32(*(*uint16)(unsafe.Add(slots, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(slots, (sym*2+1)*2)))
 			bound = (rng >> 11) * p
 			rng -= bound
 			q = code - bound
@@ -857,7 +373,7 @@ func (d *lzma) symbols(size, limit int) bool {
 			if code >= bound {
 				code = q
 			}
-			slots[sym&63] = uint16(p - uint32(int32(p+adj)>>5))
+			*(*uint16)(unsafe.Add(slots, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 			sym = sym*2 + bit
 			p = p1
 			if rng < 1<<24 {
@@ -865,7 +381,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				code = code<<8 | uint32(in[ip&inMask])
 				ip++
 			}
-			p0, p1 = uint32(slots[(sym*2)&63]), uint32(slots[(sym*2+1)&63])
+			p0, p1 = uint32(*(*uint16)(unsafe.Add(slots, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(slots, (sym*2+1)*2)))
 			bound = (rng >> 11) * p
 			rng -= bound
 			q = code - bound
@@ -886,7 +402,7 @@ func (d *lzma) symbols(size, limit int) bool {
 			if code >= bound {
 				code = q
 			}
-			slots[sym&63] = uint16(p - uint32(int32(p+adj)>>5))
+			*(*uint16)(unsafe.Add(slots, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 			sym = sym*2 + bit
 			p = p1
 			if rng < 1<<24 {
@@ -894,7 +410,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				code = code<<8 | uint32(in[ip&inMask])
 				ip++
 			}
-			p0, p1 = uint32(slots[(sym*2)&63]), uint32(slots[(sym*2+1)&63])
+			p0, p1 = uint32(*(*uint16)(unsafe.Add(slots, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(slots, (sym*2+1)*2)))
 			bound = (rng >> 11) * p
 			rng -= bound
 			q = code - bound
@@ -915,7 +431,7 @@ func (d *lzma) symbols(size, limit int) bool {
 			if code >= bound {
 				code = q
 			}
-			slots[sym&63] = uint16(p - uint32(int32(p+adj)>>5))
+			*(*uint16)(unsafe.Add(slots, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 			sym = sym*2 + bit
 			p = p1
 			if rng < 1<<24 {
@@ -923,7 +439,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				code = code<<8 | uint32(in[ip&inMask])
 				ip++
 			}
-			p0, p1 = uint32(slots[(sym*2)&63]), uint32(slots[(sym*2+1)&63])
+			p0, p1 = uint32(*(*uint16)(unsafe.Add(slots, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(slots, (sym*2+1)*2)))
 			bound = (rng >> 11) * p
 			rng -= bound
 			q = code - bound
@@ -944,7 +460,7 @@ func (d *lzma) symbols(size, limit int) bool {
 			if code >= bound {
 				code = q
 			}
-			slots[sym&63] = uint16(p - uint32(int32(p+adj)>>5))
+			*(*uint16)(unsafe.Add(slots, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 			sym = sym*2 + bit
 			p = p1
 			if rng < 1<<24 {
@@ -969,7 +485,7 @@ func (d *lzma) symbols(size, limit int) bool {
 			if code >= bound {
 				code = q
 			}
-			slots[sym&63] = uint16(p - uint32(int32(p+adj)>>5))
+			*(*uint16)(unsafe.Add(slots, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 			sym = sym*2 + bit
 
 			sym -= 64
@@ -979,15 +495,16 @@ func (d *lzma) symbols(size, limit int) bool {
 				extra = sym>>1 - 1
 				rep0 = (2 | sym&1) << extra
 				if sym < 14 {
-					base = rep0 - sym - 1
-					node = 1
+					special = unsafe.Pointer(&pr.special[(rep0-sym)&127])
+					sym = 1
+					p = uint32(*(*uint16)(unsafe.Add(special, (1-1)*2)))
 					for k = 0; k < extra; k++ {
 						if rng < 1<<24 {
 							rng <<= 8
 							code = code<<8 | uint32(in[ip&inMask])
 							ip++
 						}
-						p = uint32(pr.special[(base+node)&127])
+						p0, p1 = uint32(*(*uint16)(unsafe.Add(special, ((sym*2)-1)*2))), uint32(*(*uint16)(unsafe.Add(special, ((sym*2+1)-1)*2)))
 						bound = (rng >> 11) * p
 						rng -= bound
 						q = code - bound
@@ -1002,12 +519,16 @@ func (d *lzma) symbols(size, limit int) bool {
 						if code < bound {
 							adj = probZero
 						}
+						if code < bound {
+							p1 = p0
+						}
 						if code >= bound {
 							code = q
 						}
-						pr.special[(base+node)&127] = uint16(p - uint32(int32(p+adj)>>5))
+						*(*uint16)(unsafe.Add(special, (sym-1)*2)) = uint16(p - uint32(int32(p+adj)>>5))
+						sym = sym*2 + bit
+						p = p1
 
-						node = node*2 + bit
 						rep0 += bit << k
 					}
 				} else {
@@ -1031,12 +552,13 @@ func (d *lzma) symbols(size, limit int) bool {
 					}
 					rep0 += direct << 4
 					sym = 1
+					p = uint32(*(*uint16)(unsafe.Add(unsafe.Pointer(&pr.align), 1*2)))
 					if rng < 1<<24 {
 						rng <<= 8
 						code = code<<8 | uint32(in[ip&inMask])
 						ip++
 					}
-					p = uint32(pr.align[sym&15])
+					p0, p1 = uint32(*(*uint16)(unsafe.Add(unsafe.Pointer(&pr.align), (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(unsafe.Pointer(&pr.align), (sym*2+1)*2)))
 					bound = (rng >> 11) * p
 					rng -= bound
 					q = code - bound
@@ -1051,18 +573,22 @@ func (d *lzma) symbols(size, limit int) bool {
 					if code < bound {
 						adj = probZero
 					}
+					if code < bound {
+						p1 = p0
+					}
 					if code >= bound {
 						code = q
 					}
-					pr.align[sym&15] = uint16(p - uint32(int32(p+adj)>>5))
+					*(*uint16)(unsafe.Add(unsafe.Pointer(&pr.align), sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 					sym = sym*2 + bit
+					p = p1
 					rep0 += bit << 0
 					if rng < 1<<24 {
 						rng <<= 8
 						code = code<<8 | uint32(in[ip&inMask])
 						ip++
 					}
-					p = uint32(pr.align[sym&15])
+					p0, p1 = uint32(*(*uint16)(unsafe.Add(unsafe.Pointer(&pr.align), (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(unsafe.Pointer(&pr.align), (sym*2+1)*2)))
 					bound = (rng >> 11) * p
 					rng -= bound
 					q = code - bound
@@ -1077,18 +603,22 @@ func (d *lzma) symbols(size, limit int) bool {
 					if code < bound {
 						adj = probZero
 					}
+					if code < bound {
+						p1 = p0
+					}
 					if code >= bound {
 						code = q
 					}
-					pr.align[sym&15] = uint16(p - uint32(int32(p+adj)>>5))
+					*(*uint16)(unsafe.Add(unsafe.Pointer(&pr.align), sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 					sym = sym*2 + bit
+					p = p1
 					rep0 += bit << 1
 					if rng < 1<<24 {
 						rng <<= 8
 						code = code<<8 | uint32(in[ip&inMask])
 						ip++
 					}
-					p = uint32(pr.align[sym&15])
+					p0, p1 = uint32(*(*uint16)(unsafe.Add(unsafe.Pointer(&pr.align), (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(unsafe.Pointer(&pr.align), (sym*2+1)*2)))
 					bound = (rng >> 11) * p
 					rng -= bound
 					q = code - bound
@@ -1103,18 +633,21 @@ func (d *lzma) symbols(size, limit int) bool {
 					if code < bound {
 						adj = probZero
 					}
+					if code < bound {
+						p1 = p0
+					}
 					if code >= bound {
 						code = q
 					}
-					pr.align[sym&15] = uint16(p - uint32(int32(p+adj)>>5))
+					*(*uint16)(unsafe.Add(unsafe.Pointer(&pr.align), sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 					sym = sym*2 + bit
+					p = p1
 					rep0 += bit << 2
 					if rng < 1<<24 {
 						rng <<= 8
 						code = code<<8 | uint32(in[ip&inMask])
 						ip++
 					}
-					p = uint32(pr.align[sym&15])
 					bound = (rng >> 11) * p
 					rng -= bound
 					q = code - bound
@@ -1132,7 +665,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					if code >= bound {
 						code = q
 					}
-					pr.align[sym&15] = uint16(p - uint32(int32(p+adj)>>5))
+					*(*uint16)(unsafe.Add(unsafe.Pointer(&pr.align), sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 					sym = sym*2 + bit
 					rep0 += bit << 3
 
@@ -1168,7 +701,8 @@ func (d *lzma) symbols(size, limit int) bool {
 					if rep0 >= uint(pos-winStart) {
 						goto corrupt
 					}
-					win[pos] = win[pos-int(rep0)-1]
+					prev = uint(win[pos-int(rep0)-1])
+					win[pos] = byte(prev)
 					pos++
 					if state < 7 {
 						state = 9
@@ -1243,15 +777,15 @@ func (d *lzma) symbols(size, limit int) bool {
 			if code < bound {
 				rng = bound
 				*pp = uint16(p + (2048-p)>>5)
-				lp = &pr.repLen.low[ps&15]
+				lp = unsafe.Pointer(&pr.repLen.low[ps&15])
 				sym = 1
-				p = uint32(lp[1&7])
+				p = uint32(*(*uint16)(unsafe.Add(lp, 1*2)))
 				if rng < 1<<24 {
 					rng <<= 8
 					code = code<<8 | uint32(in[ip&inMask])
 					ip++
 				}
-				p0, p1 = uint32(lp[(sym*2)&7]), uint32(lp[(sym*2+1)&7])
+				p0, p1 = uint32(*(*uint16)(unsafe.Add(lp, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lp, (sym*2+1)*2)))
 				bound = (rng >> 11) * p
 				rng -= bound
 				q = code - bound
@@ -1272,7 +806,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				if code >= bound {
 					code = q
 				}
-				lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
+				*(*uint16)(unsafe.Add(lp, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
@@ -1280,7 +814,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					code = code<<8 | uint32(in[ip&inMask])
 					ip++
 				}
-				p0, p1 = uint32(lp[(sym*2)&7]), uint32(lp[(sym*2+1)&7])
+				p0, p1 = uint32(*(*uint16)(unsafe.Add(lp, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lp, (sym*2+1)*2)))
 				bound = (rng >> 11) * p
 				rng -= bound
 				q = code - bound
@@ -1301,7 +835,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				if code >= bound {
 					code = q
 				}
-				lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
+				*(*uint16)(unsafe.Add(lp, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 				sym = sym*2 + bit
 				p = p1
 				if rng < 1<<24 {
@@ -1326,7 +860,7 @@ func (d *lzma) symbols(size, limit int) bool {
 				if code >= bound {
 					code = q
 				}
-				lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
+				*(*uint16)(unsafe.Add(lp, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 				sym = sym*2 + bit
 				n = int(sym) - 8 + 2
 
@@ -1345,15 +879,15 @@ func (d *lzma) symbols(size, limit int) bool {
 				if code < bound {
 					rng = bound
 					*pp = uint16(p + (2048-p)>>5)
-					lp = &pr.repLen.mid[ps&15]
+					lp = unsafe.Pointer(&pr.repLen.mid[ps&15])
 					sym = 1
-					p = uint32(lp[1&7])
+					p = uint32(*(*uint16)(unsafe.Add(lp, 1*2)))
 					if rng < 1<<24 {
 						rng <<= 8
 						code = code<<8 | uint32(in[ip&inMask])
 						ip++
 					}
-					p0, p1 = uint32(lp[(sym*2)&7]), uint32(lp[(sym*2+1)&7])
+					p0, p1 = uint32(*(*uint16)(unsafe.Add(lp, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lp, (sym*2+1)*2)))
 					bound = (rng >> 11) * p
 					rng -= bound
 					q = code - bound
@@ -1374,7 +908,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					if code >= bound {
 						code = q
 					}
-					lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
+					*(*uint16)(unsafe.Add(lp, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 					sym = sym*2 + bit
 					p = p1
 					if rng < 1<<24 {
@@ -1382,7 +916,7 @@ func (d *lzma) symbols(size, limit int) bool {
 						code = code<<8 | uint32(in[ip&inMask])
 						ip++
 					}
-					p0, p1 = uint32(lp[(sym*2)&7]), uint32(lp[(sym*2+1)&7])
+					p0, p1 = uint32(*(*uint16)(unsafe.Add(lp, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lp, (sym*2+1)*2)))
 					bound = (rng >> 11) * p
 					rng -= bound
 					q = code - bound
@@ -1403,7 +937,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					if code >= bound {
 						code = q
 					}
-					lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
+					*(*uint16)(unsafe.Add(lp, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 					sym = sym*2 + bit
 					p = p1
 					if rng < 1<<24 {
@@ -1428,7 +962,7 @@ func (d *lzma) symbols(size, limit int) bool {
 					if code >= bound {
 						code = q
 					}
-					lp[sym&7] = uint16(p - uint32(int32(p+adj)>>5))
+					*(*uint16)(unsafe.Add(lp, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
 					sym = sym*2 + bit
 					n = int(sym) - 8 + 10
 
@@ -1476,8 +1010,536 @@ func (d *lzma) symbols(size, limit int) bool {
 		if rep0 >= uint(pos-winStart) || rep0 >= dictSize || n > limit-pos {
 			goto corrupt
 		}
-		copyMatch(win, pos, int(rep0)+1, n)
-		pos += n
+		if rep0 >= 7 {
+			dst = unsafe.Add(unsafe.Pointer(unsafe.SliceData(win)), pos)
+			src = unsafe.Add(dst, -int(rep0)-1)
+			pos += n
+			for {
+				*(*uint64)(dst) = *(*uint64)(src)
+				if n <= 8 {
+					break
+				}
+				dst, src = unsafe.Add(dst, 8), unsafe.Add(src, 8)
+				n -= 8
+			}
+		} else {
+			copyMatch(win, pos, int(rep0)+1, n)
+			pos += n
+		}
+		prev = uint(win[pos-1])
+		continue
+
+	literal:
+		lit = unsafe.Pointer(&pr.lit[(uint(pos)&lpMask<<lc|prev>>(8-lc))&15])
+		if state >= 7 {
+			if rep0 >= uint(pos-winStart) {
+				goto corrupt
+			}
+			if state < 10 {
+				state -= 3
+			} else {
+				state -= 6
+			}
+			matchByte = uint(win[pos-int(rep0)-1])
+			matchByte |= 0x100
+			if rng < 1<<24 {
+				rng <<= 8
+				code = code<<8 | uint32(in[ip&inMask])
+				ip++
+			}
+			expect = matchByte >> 7 & 1
+			base = 0x100 + expect<<8 + matchByte>>8
+			p = uint32(*(*uint16)(unsafe.Add(lit, base*2)))
+			bound = (rng >> 11) * p
+			rng -= bound
+			q = code - bound
+			adj = 0
+			bit = 0
+			if code >= bound {
+				bit = 1
+			}
+			if code < bound {
+				rng = bound
+			}
+			if code < bound {
+				adj = probZero
+			}
+			if code >= bound {
+				code = q
+			}
+			*(*uint16)(unsafe.Add(lit, base*2)) = uint16(p - uint32(int32(p+adj)>>5))
+			if bit != expect {
+				sym = matchByte>>8<<1 | bit
+				p = uint32(*(*uint16)(unsafe.Add(lit, sym*2)))
+				goto literal1
+			}
+			if rng < 1<<24 {
+				rng <<= 8
+				code = code<<8 | uint32(in[ip&inMask])
+				ip++
+			}
+			expect = matchByte >> 6 & 1
+			base = 0x100 + expect<<8 + matchByte>>7
+			p = uint32(*(*uint16)(unsafe.Add(lit, base*2)))
+			bound = (rng >> 11) * p
+			rng -= bound
+			q = code - bound
+			adj = 0
+			bit = 0
+			if code >= bound {
+				bit = 1
+			}
+			if code < bound {
+				rng = bound
+			}
+			if code < bound {
+				adj = probZero
+			}
+			if code >= bound {
+				code = q
+			}
+			*(*uint16)(unsafe.Add(lit, base*2)) = uint16(p - uint32(int32(p+adj)>>5))
+			if bit != expect {
+				sym = matchByte>>7<<1 | bit
+				p = uint32(*(*uint16)(unsafe.Add(lit, sym*2)))
+				goto literal2
+			}
+			if rng < 1<<24 {
+				rng <<= 8
+				code = code<<8 | uint32(in[ip&inMask])
+				ip++
+			}
+			expect = matchByte >> 5 & 1
+			base = 0x100 + expect<<8 + matchByte>>6
+			p = uint32(*(*uint16)(unsafe.Add(lit, base*2)))
+			bound = (rng >> 11) * p
+			rng -= bound
+			q = code - bound
+			adj = 0
+			bit = 0
+			if code >= bound {
+				bit = 1
+			}
+			if code < bound {
+				rng = bound
+			}
+			if code < bound {
+				adj = probZero
+			}
+			if code >= bound {
+				code = q
+			}
+			*(*uint16)(unsafe.Add(lit, base*2)) = uint16(p - uint32(int32(p+adj)>>5))
+			if bit != expect {
+				sym = matchByte>>6<<1 | bit
+				p = uint32(*(*uint16)(unsafe.Add(lit, sym*2)))
+				goto literal3
+			}
+			if rng < 1<<24 {
+				rng <<= 8
+				code = code<<8 | uint32(in[ip&inMask])
+				ip++
+			}
+			expect = matchByte >> 4 & 1
+			base = 0x100 + expect<<8 + matchByte>>5
+			p = uint32(*(*uint16)(unsafe.Add(lit, base*2)))
+			bound = (rng >> 11) * p
+			rng -= bound
+			q = code - bound
+			adj = 0
+			bit = 0
+			if code >= bound {
+				bit = 1
+			}
+			if code < bound {
+				rng = bound
+			}
+			if code < bound {
+				adj = probZero
+			}
+			if code >= bound {
+				code = q
+			}
+			*(*uint16)(unsafe.Add(lit, base*2)) = uint16(p - uint32(int32(p+adj)>>5))
+			if bit != expect {
+				sym = matchByte>>5<<1 | bit
+				p = uint32(*(*uint16)(unsafe.Add(lit, sym*2)))
+				goto literal4
+			}
+			if rng < 1<<24 {
+				rng <<= 8
+				code = code<<8 | uint32(in[ip&inMask])
+				ip++
+			}
+			expect = matchByte >> 3 & 1
+			base = 0x100 + expect<<8 + matchByte>>4
+			p = uint32(*(*uint16)(unsafe.Add(lit, base*2)))
+			bound = (rng >> 11) * p
+			rng -= bound
+			q = code - bound
+			adj = 0
+			bit = 0
+			if code >= bound {
+				bit = 1
+			}
+			if code < bound {
+				rng = bound
+			}
+			if code < bound {
+				adj = probZero
+			}
+			if code >= bound {
+				code = q
+			}
+			*(*uint16)(unsafe.Add(lit, base*2)) = uint16(p - uint32(int32(p+adj)>>5))
+			if bit != expect {
+				sym = matchByte>>4<<1 | bit
+				p = uint32(*(*uint16)(unsafe.Add(lit, sym*2)))
+				goto literal5
+			}
+			if rng < 1<<24 {
+				rng <<= 8
+				code = code<<8 | uint32(in[ip&inMask])
+				ip++
+			}
+			expect = matchByte >> 2 & 1
+			base = 0x100 + expect<<8 + matchByte>>3
+			p = uint32(*(*uint16)(unsafe.Add(lit, base*2)))
+			bound = (rng >> 11) * p
+			rng -= bound
+			q = code - bound
+			adj = 0
+			bit = 0
+			if code >= bound {
+				bit = 1
+			}
+			if code < bound {
+				rng = bound
+			}
+			if code < bound {
+				adj = probZero
+			}
+			if code >= bound {
+				code = q
+			}
+			*(*uint16)(unsafe.Add(lit, base*2)) = uint16(p - uint32(int32(p+adj)>>5))
+			if bit != expect {
+				sym = matchByte>>3<<1 | bit
+				p = uint32(*(*uint16)(unsafe.Add(lit, sym*2)))
+				goto literal6
+			}
+			if rng < 1<<24 {
+				rng <<= 8
+				code = code<<8 | uint32(in[ip&inMask])
+				ip++
+			}
+			expect = matchByte >> 1 & 1
+			base = 0x100 + expect<<8 + matchByte>>2
+			p = uint32(*(*uint16)(unsafe.Add(lit, base*2)))
+			bound = (rng >> 11) * p
+			rng -= bound
+			q = code - bound
+			adj = 0
+			bit = 0
+			if code >= bound {
+				bit = 1
+			}
+			if code < bound {
+				rng = bound
+			}
+			if code < bound {
+				adj = probZero
+			}
+			if code >= bound {
+				code = q
+			}
+			*(*uint16)(unsafe.Add(lit, base*2)) = uint16(p - uint32(int32(p+adj)>>5))
+			if bit != expect {
+				sym = matchByte>>2<<1 | bit
+				p = uint32(*(*uint16)(unsafe.Add(lit, sym*2)))
+				goto literal7
+			}
+			if rng < 1<<24 {
+				rng <<= 8
+				code = code<<8 | uint32(in[ip&inMask])
+				ip++
+			}
+			expect = matchByte >> 0 & 1
+			base = 0x100 + expect<<8 + matchByte>>1
+			p = uint32(*(*uint16)(unsafe.Add(lit, base*2)))
+			bound = (rng >> 11) * p
+			rng -= bound
+			q = code - bound
+			adj = 0
+			bit = 0
+			if code >= bound {
+				bit = 1
+			}
+			if code < bound {
+				rng = bound
+			}
+			if code < bound {
+				adj = probZero
+			}
+			if code >= bound {
+				code = q
+			}
+			*(*uint16)(unsafe.Add(lit, base*2)) = uint16(p - uint32(int32(p+adj)>>5))
+			if bit != expect {
+				sym = matchByte>>1<<1 | bit
+				goto literalDone
+			}
+			sym = matchByte
+			goto literalDone
+
+		}
+		if state < 4 {
+			state = 0
+		} else {
+			state -= 3
+		}
+		sym = 1
+		p = uint32(*(*uint16)(unsafe.Add(lit, 1*2)))
+		if rng < 1<<24 {
+			rng <<= 8
+			code = code<<8 | uint32(in[ip&inMask])
+			ip++
+		}
+		p0, p1 = uint32(*(*uint16)(unsafe.Add(lit, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lit, (sym*2+1)*2)))
+		bound = (rng >> 11) * p
+		rng -= bound
+		q = code - bound
+		adj = 0
+		bit = 0
+		if code >= bound {
+			bit = 1
+		}
+		if code < bound {
+			rng = bound
+		}
+		if code < bound {
+			adj = probZero
+		}
+		if code < bound {
+			p1 = p0
+		}
+		if code >= bound {
+			code = q
+		}
+		*(*uint16)(unsafe.Add(lit, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
+		sym = sym*2 + bit
+		p = p1
+	literal1:
+		if rng < 1<<24 {
+			rng <<= 8
+			code = code<<8 | uint32(in[ip&inMask])
+			ip++
+		}
+		p0, p1 = uint32(*(*uint16)(unsafe.Add(lit, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lit, (sym*2+1)*2)))
+		bound = (rng >> 11) * p
+		rng -= bound
+		q = code - bound
+		adj = 0
+		bit = 0
+		if code >= bound {
+			bit = 1
+		}
+		if code < bound {
+			rng = bound
+		}
+		if code < bound {
+			adj = probZero
+		}
+		if code < bound {
+			p1 = p0
+		}
+		if code >= bound {
+			code = q
+		}
+		*(*uint16)(unsafe.Add(lit, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
+		sym = sym*2 + bit
+		p = p1
+	literal2:
+		if rng < 1<<24 {
+			rng <<= 8
+			code = code<<8 | uint32(in[ip&inMask])
+			ip++
+		}
+		p0, p1 = uint32(*(*uint16)(unsafe.Add(lit, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lit, (sym*2+1)*2)))
+		bound = (rng >> 11) * p
+		rng -= bound
+		q = code - bound
+		adj = 0
+		bit = 0
+		if code >= bound {
+			bit = 1
+		}
+		if code < bound {
+			rng = bound
+		}
+		if code < bound {
+			adj = probZero
+		}
+		if code < bound {
+			p1 = p0
+		}
+		if code >= bound {
+			code = q
+		}
+		*(*uint16)(unsafe.Add(lit, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
+		sym = sym*2 + bit
+		p = p1
+	literal3:
+		if rng < 1<<24 {
+			rng <<= 8
+			code = code<<8 | uint32(in[ip&inMask])
+			ip++
+		}
+		p0, p1 = uint32(*(*uint16)(unsafe.Add(lit, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lit, (sym*2+1)*2)))
+		bound = (rng >> 11) * p
+		rng -= bound
+		q = code - bound
+		adj = 0
+		bit = 0
+		if code >= bound {
+			bit = 1
+		}
+		if code < bound {
+			rng = bound
+		}
+		if code < bound {
+			adj = probZero
+		}
+		if code < bound {
+			p1 = p0
+		}
+		if code >= bound {
+			code = q
+		}
+		*(*uint16)(unsafe.Add(lit, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
+		sym = sym*2 + bit
+		p = p1
+	literal4:
+		if rng < 1<<24 {
+			rng <<= 8
+			code = code<<8 | uint32(in[ip&inMask])
+			ip++
+		}
+		p0, p1 = uint32(*(*uint16)(unsafe.Add(lit, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lit, (sym*2+1)*2)))
+		bound = (rng >> 11) * p
+		rng -= bound
+		q = code - bound
+		adj = 0
+		bit = 0
+		if code >= bound {
+			bit = 1
+		}
+		if code < bound {
+			rng = bound
+		}
+		if code < bound {
+			adj = probZero
+		}
+		if code < bound {
+			p1 = p0
+		}
+		if code >= bound {
+			code = q
+		}
+		*(*uint16)(unsafe.Add(lit, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
+		sym = sym*2 + bit
+		p = p1
+	literal5:
+		if rng < 1<<24 {
+			rng <<= 8
+			code = code<<8 | uint32(in[ip&inMask])
+			ip++
+		}
+		p0, p1 = uint32(*(*uint16)(unsafe.Add(lit, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lit, (sym*2+1)*2)))
+		bound = (rng >> 11) * p
+		rng -= bound
+		q = code - bound
+		adj = 0
+		bit = 0
+		if code >= bound {
+			bit = 1
+		}
+		if code < bound {
+			rng = bound
+		}
+		if code < bound {
+			adj = probZero
+		}
+		if code < bound {
+			p1 = p0
+		}
+		if code >= bound {
+			code = q
+		}
+		*(*uint16)(unsafe.Add(lit, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
+		sym = sym*2 + bit
+		p = p1
+	literal6:
+		if rng < 1<<24 {
+			rng <<= 8
+			code = code<<8 | uint32(in[ip&inMask])
+			ip++
+		}
+		p0, p1 = uint32(*(*uint16)(unsafe.Add(lit, (sym*2)*2))), uint32(*(*uint16)(unsafe.Add(lit, (sym*2+1)*2)))
+		bound = (rng >> 11) * p
+		rng -= bound
+		q = code - bound
+		adj = 0
+		bit = 0
+		if code >= bound {
+			bit = 1
+		}
+		if code < bound {
+			rng = bound
+		}
+		if code < bound {
+			adj = probZero
+		}
+		if code < bound {
+			p1 = p0
+		}
+		if code >= bound {
+			code = q
+		}
+		*(*uint16)(unsafe.Add(lit, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
+		sym = sym*2 + bit
+		p = p1
+	literal7:
+		if rng < 1<<24 {
+			rng <<= 8
+			code = code<<8 | uint32(in[ip&inMask])
+			ip++
+		}
+		bound = (rng >> 11) * p
+		rng -= bound
+		q = code - bound
+		adj = 0
+		bit = 0
+		if code >= bound {
+			bit = 1
+		}
+		if code < bound {
+			rng = bound
+		}
+		if code < bound {
+			adj = probZero
+		}
+		if code >= bound {
+			code = q
+		}
+		*(*uint16)(unsafe.Add(lit, sym*2)) = uint16(p - uint32(int32(p+adj)>>5))
+		sym = sym*2 + bit
+
+	literalDone:
+		prev = sym & 0xff
+		win[pos] = byte(sym)
+		pos++
+
 	}
 	if rng < 1<<24 {
 		rng <<= 8

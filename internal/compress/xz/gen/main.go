@@ -83,62 +83,74 @@ if code < bound {
 }
 
 // tree decodes n bits, highest first, with the nodes node(i); sym ends in [1<<n, 1<<(n+1)).
-func tree(n int, node func(i string) string) string {
+// With a label, bit i can be entered at label+i with sym and p set.
+func tree(n int, label string, node func(i string) string) string {
 	var b strings.Builder
 	b.WriteString("sym = 1\n")
 	fmt.Fprintf(&b, "p = uint32(%s)\n", node("1"))
 	for i := range n {
-		b.WriteString(normalise)
-		if i == n-1 {
-			b.WriteString(step(node("sym")))
-			b.WriteString("sym = sym*2 + bit\n")
-			break
+		if label != "" && i > 0 {
+			fmt.Fprintf(&b, "%s%d:\n", label, i)
 		}
-		fmt.Fprintf(&b, "p0, p1 = uint32(%s), uint32(%s)\n", node("(sym*2)"), node("(sym*2+1)"))
-		b.WriteString(step(node("sym"), "if code < bound {\np1 = p0\n}\n"))
-		b.WriteString("sym = sym*2 + bit\np = p1\n")
+		b.WriteString(normalise)
+		b.WriteString(treeStep(node, i == n-1))
 	}
 	return b.String()
+}
+
+// treeStep goes from a node to one of its children, whose probability is loaded into p.
+func treeStep(node func(i string) string, last bool) string {
+	if last {
+		return step(node("sym")) + "sym = sym*2 + bit\n"
+	}
+	return fmt.Sprintf("p0, p1 = uint32(%s), uint32(%s)\n", node("(sym*2)"), node("(sym*2+1)")) +
+		step(node("sym"), "if code < bound {\np1 = p0\n}\n") +
+		"sym = sym*2 + bit\np = p1\n"
 }
 
 // reverseTree decodes n bits, lowest first, and adds them to *into.
 func reverseTree(n int, into string, node func(i string) string) string {
 	var b strings.Builder
-	b.WriteString("sym = 1\n")
+	fmt.Fprintf(&b, "sym = 1\np = uint32(%s)\n", node("1"))
 	for i := range n {
 		b.WriteString(normalise)
-		fmt.Fprintf(&b, "p = uint32(%s)\n", node("sym"))
-		b.WriteString(step(node("sym")))
-		b.WriteString("sym = sym*2 + bit\n")
+		b.WriteString(treeStep(node, i == n-1))
 		fmt.Fprintf(&b, "%s += bit << %d\n", into, i)
 	}
 	return b.String()
 }
 
-func matchedLiteral() string {
+// matchedLiteral decodes a literal where a match has just ended. As long as its bits agree
+// with the byte that would have continued the match, the nodes are known beforehand and the
+// loads wait for nothing. The first bit that differs, and there nearly always is one (else the
+// match would have been longer), is one wrong guess of the processor; the rest of the byte is
+// an ordinary literal.
+func matchedLiteral(node func(i string) string) string {
 	var b strings.Builder
-	b.WriteString("sym, offset = 1, 0x100\n")
-	for range 8 {
-		b.WriteString(`matchByte <<= 1
-matchBit = matchByte & offset
-`)
+	b.WriteString("matchByte |= 0x100\n")
+	for i := range 8 {
 		b.WriteString(normalise)
-		b.WriteString("p = uint32(lit[(offset+matchBit+sym)&litMask])\n")
-		b.WriteString("node = offset + matchBit + sym\n")
-		b.WriteString(step("lit[node&litMask]"))
-		b.WriteString(`sym = sym*2 + bit
-offset &= matchBit ^ (bit - 1)
-`)
+		fmt.Fprintf(&b, "expect = matchByte >> %d & 1\n", 7-i)
+		fmt.Fprintf(&b, "base = 0x100 + expect<<8 + matchByte>>%d\n", 8-i)
+		fmt.Fprintf(&b, "p = uint32(%s)\n", node("base"))
+		b.WriteString(step(node("base")))
+		target := fmt.Sprintf("literal%d", i+1)
+		load := fmt.Sprintf("p = uint32(%s)\n", node("sym"))
+		if i == 7 {
+			target, load = "literalDone", ""
+		}
+		fmt.Fprintf(&b, "if bit != expect {\nsym = matchByte>>%d<<1 | bit\n%sgoto %s\n}\n", 8-i, load, target)
 	}
+	b.WriteString("sym = matchByte\ngoto literalDone\n")
 	return b.String()
 }
 
 func length(coder string) string {
 	at := func(arr, mask string) func(string) string {
-		return func(i string) string { return arr + "[" + i + "&" + mask + "]" }
+		return func(i string) string { return "*(*uint16)(unsafe.Add("+arr+", " + i + "*2))" }
 	}
 	three := func(arr string, add int) string {
-		return fmt.Sprintf("lp = &%s.%s[ps&15]\n", coder, arr) + tree(3, at("lp", "7")) +
+		return fmt.Sprintf("lp = unsafe.Pointer(&%s.%s[ps&15])\n", coder, arr) + tree(3, "", at("lp", "7")) +
 			fmt.Sprintf("n = int(sym) - 8 + %d\n", add)
 	}
 	return decision("&"+coder+".choice",
@@ -150,34 +162,37 @@ func length(coder string) string {
 }
 
 func source() string {
-	lit := func(i string) string { return "lit[" + i + "&litMask]" }
-	slot := func(i string) string { return "slots[" + i + "&63]" }
-	align := func(i string) string { return "pr.align[" + i + "&15]" }
+	lit := func(i string) string { return "*(*uint16)(unsafe.Add(lit, " + i + "*2))" }
+	slot := func(i string) string { return "*(*uint16)(unsafe.Add(slots, " + i + "*2))" }
+	// special points one node before the root of the tree, which has the number one.
+	node := func(i string) string { return "*(*uint16)(unsafe.Add(special, (" + i + "-1)*2))" }
+	align := func(i string) string { return "*(*uint16)(unsafe.Add(unsafe.Pointer(&pr.align), " + i + "*2))" }
 
 	literal := `
-	lit = &pr.lit[(uint(pos)&lpMask<<lc|uint(win[pos-1])>>(8-lc))&15]
-	if state < 7 {
-		` + tree(8, lit) + `
-		if state < 4 {
-			state = 0
-		} else {
-			state -= 3
-		}
-	} else {
+literal:
+	lit = unsafe.Pointer(&pr.lit[(uint(pos)&lpMask<<lc|prev>>(8-lc))&15])
+	if state >= 7 {
 		if rep0 >= uint(pos-winStart) {
 			goto corrupt
 		}
-		matchByte = uint(win[pos-int(rep0)-1])
-		` + matchedLiteral() + `
 		if state < 10 {
 			state -= 3
 		} else {
 			state -= 6
 		}
+		matchByte = uint(win[pos-int(rep0)-1])
+		` + matchedLiteral(lit) + `
 	}
+	if state < 4 {
+		state = 0
+	} else {
+		state -= 3
+	}
+	` + tree(8, "literal", lit) + `
+literalDone:
+	prev = sym & 0xff
 	win[pos] = byte(sym)
 	pos++
-	continue
 `
 	match := `
 	rep3, rep2, rep1 = rep2, rep1, rep0
@@ -187,8 +202,8 @@ func source() string {
 		state = 10
 	}
 	` + length("pr.matchLen") + `
-	slots = &pr.slot[min(n-2, 3)&3]
-	` + tree(6, slot) + `
+	slots = unsafe.Pointer(&pr.slot[min(n-2, 3)&3])
+	` + tree(6, "", slot) + `
 	sym -= 64
 	if sym < 4 {
 		rep0 = sym
@@ -196,12 +211,11 @@ func source() string {
 		extra = sym>>1 - 1
 		rep0 = (2 | sym&1) << extra
 		if sym < 14 {
-			base = rep0 - sym - 1
-			node = 1
+			special = unsafe.Pointer(&pr.special[(rep0-sym)&127])
+			sym = 1
+			p = uint32(` + node("1") + `)
 			for k = 0; k < extra; k++ {
-				` + normalise + `p = uint32(pr.special[(base+node)&127])
-				` + step("pr.special[(base+node)&127]") + `
-				node = node*2 + bit
+				` + normalise + treeStep(node, false) + `
 				rep0 += bit << k
 			}
 		} else {
@@ -228,7 +242,8 @@ func source() string {
 			`if rep0 >= uint(pos-winStart) {
 				goto corrupt
 			}
-			win[pos] = win[pos-int(rep0)-1]
+			prev = uint(win[pos-int(rep0)-1])
+			win[pos] = byte(prev)
 			pos++
 			if state < 7 {
 				state = 9
@@ -254,7 +269,8 @@ func source() string {
 
 package xz
 
-import "encoding/binary"
+import ("encoding/binary"
+"unsafe")
 
 // symbols decodes one chunk: the first size bytes of d.in are range-coded symbols that unpack
 // to exactly d.win[d.pos:limit]. The window has copySlack bytes after limit.
@@ -266,14 +282,12 @@ func (d *lzma) symbols(size, limit int) bool {
 	var (
 		pp                        *uint16
 		p, p0, p1, bound, adj, q  uint32
-		sym, node, offset, bit    uint
-		matchByte, matchBit       uint
+		sym, bit, ps              uint
+		matchByte, expect         uint
 		base, extra, k, direct    uint
 		n                         int
-		lit                       *[litSize]uint16
-		lp                        *[8]uint16
+		lit, lp, slots, special, dst, src unsafe.Pointer
 		hp                        *[256]uint16
-		slots                     *[64]uint16
 	)
 	in, pr := &d.in, &d.probs
 	win, pos := d.win, d.pos
@@ -286,15 +300,33 @@ func (d *lzma) symbols(size, limit int) bool {
 	lc, lpMask, pbMask := d.lc, d.lpMask, d.pbMask
 	dictSize := uint(d.dictSize)
 
+	prev := uint(win[pos-1])
 	for pos < limit {
-		ps := uint(pos) & pbMask
-		` + decision("&pr.isMatch[(state<<4|ps)&255]", literal, "") + `
+		ps = uint(pos) & pbMask
+		` + decision("&pr.isMatch[(state<<4|ps)&255]", "goto literal", "") + `
 		` + decision("&pr.isRep[state&15]", match, rep) + `
 		if rep0 >= uint(pos-winStart) || rep0 >= dictSize || n > limit-pos {
 			goto corrupt
 		}
-		copyMatch(win, pos, int(rep0)+1, n)
-		pos += n
+		if rep0 >= 7 {
+			dst = unsafe.Add(unsafe.Pointer(unsafe.SliceData(win)), pos)
+			src = unsafe.Add(dst, -int(rep0)-1)
+			pos += n
+			for {
+				*(*uint64)(dst) = *(*uint64)(src)
+				if n <= 8 {
+					break
+				}
+				dst, src = unsafe.Add(dst, 8), unsafe.Add(src, 8)
+				n -= 8
+			}
+		} else {
+			copyMatch(win, pos, int(rep0)+1, n)
+			pos += n
+		}
+		prev = uint(win[pos-1])
+		continue
+		` + literal + `
 	}
 	` + normalise + `
 	d.pos, d.state = pos, state
