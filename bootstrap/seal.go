@@ -24,7 +24,6 @@ var residue = []struct{ dir, pattern string }{
 	{"var/lib/urandom", "random-seed"},
 	{"etc/ssl/private", "ssl-cert-snakeoil.key"},
 	{"etc/ssl/certs", "ssl-cert-snakeoil.pem"},
-	{"etc/iscsi", "initiatorname.iscsi"},
 	{"var/lib/NetworkManager", "secret_key"},
 	// Leases and what was logged.
 	{"var/lib/dhcp", "*.leases"},
@@ -60,7 +59,7 @@ func Seal(ctx context.Context, root *rootfs.Root, clock time.Time) error {
 			return err
 		}
 	}
-	for _, f := range []func(*rootfs.Root) error{emptyMachineID, emptyLoginRecords, removeSnakeoilLinks, emptyAPT, emptyVolatile} {
+	for _, f := range []func(*rootfs.Root) error{emptyMachineID, resetInitiator, emptyLoginRecords, removeSnakeoilLinks, emptyAPT, emptyVolatile} {
 		if err := f(root); err != nil {
 			return err
 		}
@@ -104,6 +103,16 @@ func truncate(root *rootfs.Root, file string) error {
 
 // emptyMachineID keeps the file: systemd fills an empty one in, also on a read-only root.
 func emptyMachineID(root *rootfs.Root) error { return truncate(root, "etc/machine-id") }
+
+// resetInitiator makes open-iscsi choose a name at its first start, as it is shipped.
+func resetInitiator(root *rootfs.Root) error {
+	const file = "etc/iscsi/initiatorname.iscsi"
+	st, err := root.Lstat(file)
+	if err != nil || st.Type != rootfs.File {
+		return nil
+	}
+	return root.Put(file, st.Mode, st.UID, st.GID, []byte("GenerateName=yes\n"))
+}
 
 func emptyLoginRecords(root *rootfs.Root) error {
 	for _, f := range []string{"wtmp", "btmp", "lastlog", "faillog", "tallylog"} {
