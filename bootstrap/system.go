@@ -20,6 +20,7 @@ type System struct {
 	Disable   []Text
 	Mask      []Text
 	Autologin Text // user logged in on the consoles
+	Pos       fault.Pos
 }
 
 func setSystem(root *rootfs.Root, s *System) (commands [][]string, err error) {
@@ -45,6 +46,9 @@ func setSystem(root *rootfs.Root, s *System) (commands [][]string, err error) {
 				continue
 			}
 			if err := p.apply(root, v.Value); err != nil {
+				if v.Pos.File == "" {
+					v.Pos = s.Pos
+				}
 				return nil, fault.At(fmt.Errorf("cannot %s %q: %w", p.what, v.Value, err), v.Pos)
 			}
 		}

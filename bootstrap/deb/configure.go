@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -58,8 +59,11 @@ func (in *Installer) Configure(ctx context.Context) error {
 			waves = slices.Insert(waves, i+1, rest)
 		}
 	}
-	policy = treeFile{Path: policyPath, Remove: true}
-	_, err := in.call(ctx, request{Op: "files", Files: []treeFile{policy}})
+	last := []treeFile{{Path: policyPath, Remove: true}}
+	if auto := autoInstalled(slices.Collect(maps.Values(in.items)), in.opt.Arch); len(auto) > 0 {
+		last = append(last, treeFile{Path: "/var/lib/apt/extended_states", Mode: 0o644, Data: auto})
+	}
+	_, err := in.call(ctx, request{Op: "files", Files: last})
 	return err
 }
 

@@ -5,6 +5,7 @@ package deb
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net"
@@ -15,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -62,13 +62,8 @@ func chroot(root string) Script {
 		if os.Getenv("LAB_STOP") != "" && argv[0] == "dpkg" {
 			return fmt.Errorf("stop %q", env)
 		}
-		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-		if !strings.Contains(argv[0], "/") {
-			cmd.Path = "/usr/bin/" + argv[0]
-		}
-		cmd.Err = nil
+		cmd := exec.CommandContext(ctx, "unshare", append([]string{"--mount", "--pid", "--fork", "--mount-proc=" + root + "/proc", "chroot", root}, argv...)...)
 		cmd.Env, cmd.Stdout, cmd.Stderr, cmd.Dir = env, output, output, "/"
-		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
 		return cmd.Run()
 	}
 }
@@ -90,13 +85,14 @@ func TestLab(t *testing.T) {
 	sc := bufio.NewScanner(f)
 	for sc.Scan() {
 		w := strings.Fields(sc.Text())
-		items = append(items, item{sources.Package{Name: w[0], Version: w[1], Arch: w[2]}, w[3]})
+		items = append(items, item{sources.Package{Name: w[0], Version: w[1], Arch: w[2], SHA256: digest(w[3]), Phase: sources.Phase(append(w, "required")[4])}, w[3]})
 	}
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	ctx := context.Background()
 	start := time.Now()
+	cpu0 := cpu()
 	began := map[uint64]time.Time{}
 	var mu sync.Mutex
 	sink := event.Sink(func(e event.Event) {
@@ -120,7 +116,12 @@ func TestLab(t *testing.T) {
 		}
 	})
 	span := sink.Start("install", "")
-	in, err := Start(ctx, inProcess(root), Options{Arch: "amd64", Merged: []string{"bin", "sbin", "lib", "lib64"}, Date: 1790000000, Script: chroot(root), Span: span})
+	var packs Packs
+	if d := os.Getenv("LAB_PACKS"); d != "" {
+		os.MkdirAll(d, 0o755)
+		packs = dirPacks(d)
+	}
+	in, err := Start(ctx, inProcess(root), Options{Packs: packs, Arch: "amd64", Merged: []string{"bin", "sbin", "lib", "lib64"}, Date: 1790000000, Script: chroot(root), Span: span})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +138,7 @@ func TestLab(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	fmt.Println("unpack", time.Since(start))
+	fmt.Println("unpack", time.Since(start), cpu()-cpu0)
 	if t.Failed() {
 		return
 	}
@@ -150,7 +151,7 @@ func TestLab(t *testing.T) {
 	if err := in.Close(); err != nil {
 		t.Fatal(err)
 	}
-	fmt.Println("all", time.Since(start))
+	fmt.Println("all", time.Since(start), cpu()-cpu0)
 }
 
 func dev(t *testing.T, root string) {
@@ -164,4 +165,49 @@ func dev(t *testing.T, root string) {
 	}
 	os.Symlink("/proc/self/fd", root+"/dev/fd")
 	_ = strconv.Itoa
+}
+
+func digest(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		panic(err)
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(b))
+}
+
+type dirPacks string
+
+func (d dirPacks) Open(key string) (*os.File, error) { return os.Open(filepath.Join(string(d), key)) }
+func (d dirPacks) Remove(key string) error           { return os.Remove(filepath.Join(string(d), key)) }
+func (d dirPacks) Create(_ context.Context, key string) (PackFile, error) {
+	f, err := os.CreateTemp(string(d), "tmp")
+	return &dirPack{f, filepath.Join(string(d), key)}, err
+}
+
+type dirPack struct {
+	f     *os.File
+	final string
+}
+
+func (p *dirPack) File() *os.File { return p.f }
+func (p *dirPack) Commit() (*os.File, error) {
+	err := os.Rename(p.f.Name(), p.final)
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(p.final)
+}
+func (p *dirPack) Close() error {
+	os.Remove(p.f.Name())
+	return p.f.Close()
+}
+
+func cpu() time.Duration {
+	var d time.Duration
+	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var u unix.Rusage
+		unix.Getrusage(who, &u)
+		d += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	return d.Round(time.Millisecond)
 }
