@@ -15,6 +15,7 @@ import (
 	"testing/iotest"
 
 	ulikunitz "github.com/ulikunitz/xz"
+	ulzma "github.com/ulikunitz/xz/lzma"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
 )
@@ -430,13 +431,19 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// FuzzSymbols gives the LZMA2 decoder raw chunks, past the checksums of the container.
+// FuzzSymbols gives both decoders raw LZMA2 chunks, past the checksums of the container.
+// What we accept the oracle must accept with the same bytes.
 func FuzzSymbols(f *testing.F) {
-	file := encode(f, sample(3000, 1), ulikunitz.WriterConfig{})
-	f.Add(file[24:len(file)-40], true)
+	for _, n := range []int{50, 3000, 70000} {
+		file := encode(f, sample(n, 1), ulikunitz.WriterConfig{DictCap: 4096})
+		f.Add(file[24:len(file)-40], true)
+	}
+	z, err := NewReader(nil, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, chunks []byte, sized bool) {
-		z, err := NewReader(bytes.NewReader(chunks), nil)
-		if err != nil {
+		if err := z.Reset(bytes.NewReader(chunks)); err != nil {
 			t.Fatal(err)
 		}
 		size := int64(-1)
@@ -444,12 +451,27 @@ func FuzzSymbols(f *testing.F) {
 			size = 1000
 		}
 		z.lz.open(4096, size)
-		for total := 0; total < 1<<24; {
+		var got []byte
+		for len(got) < 1<<23 {
 			out, err := z.lz.chunk(z)
+			if err == io.EOF {
+				break
+			}
 			if err != nil {
 				return
 			}
-			total += len(out)
+			got = append(got, out...)
+		}
+		oracle, err := ulzma.Reader2Config{DictCap: 4096}.NewReader2(bytes.NewReader(chunks))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := io.ReadAll(io.LimitReader(oracle, int64(len(got))+1))
+		if err != nil && len(got) < 1<<23 {
+			t.Fatalf("accepted what the oracle refuses: %v", err)
+		}
+		if len(got) < 1<<23 && !bytes.Equal(got, want) {
+			t.Fatalf("%d bytes differ from the oracle's %d", len(got), len(want))
 		}
 	})
 }

@@ -147,7 +147,7 @@ func matchedLiteral(node func(i string) string) string {
 
 func length(coder string) string {
 	at := func(arr, mask string) func(string) string {
-		return func(i string) string { return "*(*uint16)(unsafe.Add("+arr+", " + i + "*2))" }
+		return func(i string) string { return "*(*uint16)(unsafe.Add(" + arr + ", " + i + "*2))" }
 	}
 	three := func(arr string, add int) string {
 		return fmt.Sprintf("lp = unsafe.Pointer(&%s.%s[ps&15])\n", coder, arr) + tree(3, "", at("lp", "7")) +
