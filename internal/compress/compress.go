@@ -165,7 +165,11 @@ func (z *Reader) start(declared Kind) error {
 		return fault.New(fault.Format, "cannot decompress %s: declared as %s, but it is %s", z.name, declared, what)
 	}
 	z.kind = declared
-	return z.classify(z.decoder())
+	err = z.decoder()
+	if err == io.EOF { // in the middle of a header
+		err = io.ErrUnexpectedEOF
+	}
+	return z.classify(err)
 }
 
 func (z *Reader) decoder() error {

@@ -141,6 +141,7 @@ func TestOpenRejects(t *testing.T) {
 		{"gzip, zeros, junk", join(gz, zeros, []byte("j")), Options{}, fault.Format, "junk"},
 		{"gzip, half gzip", join(gz, gz[:20]), Options{}, fault.Format, "truncated"},
 		{"gzip, two bytes of gzip", join(gz, gz[:2]), Options{}, fault.Format, ""},
+		{"gzip cut in its file name", []byte("\x1f\x8b\x08\x08\x00\x00\x00\x00\x00\x03name"), Options{}, fault.Format, "truncated"},
 		{"gzip cut", gz[:len(gz)-1], Options{}, fault.Format, "truncated"},
 		{"zstd cut", zs[:len(zs)-1], Options{}, fault.Format, "truncated"},
 		{"zstd, junk", join(zs, []byte("junkjunk")), Options{}, fault.Format, "damaged zstd"},
