@@ -11,8 +11,7 @@ import (
 const (
 	inSize  = 1 << 16 // largest compressed size of an LZMA2 chunk
 	inMask  = inSize - 1
-	litSize = 1 << 10 // 0x300 are used; a power of two makes the index check a mask
-	litMask = litSize - 1
+	litSize = 0x300 // nodes of the literal coder for one context
 	// winStart is where the dictionary begins in the window: the byte before it is the
 	// zero that the first literal takes as its predecessor. A multiple of 16, so that
 	// positions in the window and in the stream agree in their lowest four bits.
