@@ -90,7 +90,7 @@ func sameWriter(a, b io.Writer) (same bool) {
 }
 
 // pipe makes a pipe that belongs to the machine's root, so that /dev/stdout can be opened.
-func (i *Instance) pipe() (read, write *os.File, err error) {
+func (i *Instance) pipe(input bool) (read, write *os.File, err error) {
 	read, write, err = os.Pipe()
 	if err != nil {
 		return nil, nil, err

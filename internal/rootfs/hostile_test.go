@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/kernel"
+	"github.com/mkmachine/mkmachine/internal/kernel/kerneltest"
 )
 
 // world is a directory with a root to write into and canaries beside it.
@@ -134,9 +136,7 @@ func (v *vector) run(t testing.TB, trustNames bool) (*Root, *world, error) {
 
 func needRoot(t testing.TB) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root: owners of files are set")
-	}
+	kerneltest.Require(t, kernel.Root) // owners of files are set
 }
 
 func TestHostileArchives(t *testing.T) {

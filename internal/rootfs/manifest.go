@@ -73,6 +73,15 @@ func (m *Manifest) Digest() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
+// Digest reads the whole tree and returns the digest of its manifest.
+func (r *Root) Digest(ctx context.Context) (string, error) {
+	m, err := r.Manifest(ctx)
+	if err != nil {
+		return "", err
+	}
+	return m.Digest(), nil
+}
+
 // Format writes one line per node:
 //
 //	PATH TYPE MODE UID GID SIZE TIME [sha256=…] [link=…] [rdev=MAJOR:MINOR] [same=PATH] [xattr NAME=HEX]…

@@ -376,7 +376,7 @@ func (u *Unpacker) swapLink(d *openDir, base, target string) error {
 			continue
 		}
 		if err == nil {
-			if err = unix.Renameat(d.fd, tmp, d.fd, base); err != nil {
+			if err = unix.Renameat2(d.fd, tmp, d.fd, base, 0); err != nil {
 				err = errors.Join(err, unix.Unlinkat(d.fd, tmp, 0))
 			}
 		}

@@ -49,7 +49,7 @@ func (r *Root) replace(dir int, tmp, base string, err error) error {
 		if st, serr := lstatat(dir, base); serr == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
 			defer r.gen.Add(1)
 		}
-		err = unix.Renameat(dir, tmp, dir, base)
+		err = unix.Renameat2(dir, tmp, dir, base, 0)
 	}
 	if err != nil {
 		err = errors.Join(err, unix.Unlinkat(dir, tmp, 0))
@@ -230,7 +230,7 @@ func (r *Root) Rename(from, to string) error {
 	}
 	defer unix.Close(dir)
 	r.gen.Add(1)
-	err = unix.Renameat(old, name, dir, base)
+	err = unix.Renameat2(old, name, dir, base, 0)
 	r.gen.Add(1)
 	return cannot("rename", from, err)
 }

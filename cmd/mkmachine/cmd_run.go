@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/launch"
+	"github.com/mkmachine/mkmachine/runner"
+	"github.com/mkmachine/mkmachine/snapshot"
+)
+
+func (a *app) runCommand() *cobra.Command {
+	var o launch.Options
+	var network string
+	var binds, bindsRO []string
+	c := &cobra.Command{
+		Use:   "run [OPTIONS] MACHINE|PATH [-- COMMAND...]",
+		Short: "Run a command in a machine",
+		Long: `Run starts a machine, runs a command in it, and ends the machine with the command. With -x the
+machine is a throw-away copy; with --template it is made from a template when it does not exist.
+Without a command, a shell is started.
+
+The machine has its own users, processes, mounts and network; it sees nothing of the host.
+Its network is loopback only, unless --network=host is given.
+
+Exit codes: the command's own; 125 the machine could not be started, 126 the command could not
+be executed, 127 it was not found, 128+N signal N ended it, 2 wrong arguments.`,
+		Example: `  sudo mkmachine run -x debian-stable -- cat /etc/os-release
+  sudo mkmachine run --template debian-stable web1 -- apt-get --version`,
+		ValidArgsFunction: a.completeImages,
+		Args: func(c *cobra.Command, got []string) error {
+			if len(got) == 0 {
+				return fault.Hint(fault.New(fault.Config, "run takes a machine or a path"), "mkmachine list shows the machines")
+			}
+			if dash := c.ArgsLenAtDash(); dash > 1 || dash < 0 && len(got) > 1 {
+				return fault.Hint(fault.New(fault.Config, "run takes one machine, and the command behind --"),
+					"mkmachine run %s -- %s", got[0], strings.Join(got[1:], " "))
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, got []string) error {
+			if err := a.needRoot("run"); err != nil {
+				return err
+			}
+			switch network {
+			case "loopback", "none", "private":
+				o.Network = runner.Loopback
+			case "host":
+				o.Network = runner.Host
+			default:
+				return fault.Hint(fault.New(fault.Config, "--network=%s is not known", network), "loopback or host")
+			}
+			if err := addBinds(&o, binds, false); err != nil {
+				return err
+			}
+			if err := addBinds(&o, bindsRO, true); err != nil {
+				return err
+			}
+			o.Target, o.Argv = got[0], got[1:]
+			return a.runMachine(c, &o)
+		},
+	}
+	f := c.Flags()
+	f.BoolVarP(&o.Ephemeral, "ephemeral", "x", false, "run a throw-away copy, removed at the end")
+	f.StringVar(&o.Template, "template", "", "make the machine from this `TEMPLATE` when it does not exist")
+	f.StringVar(&network, "network", "loopback", "`KIND` of network: loopback or host")
+	f.StringVarP(&o.User, "user", "u", "", "run the command as `USER` of the machine, by name or number")
+	f.StringVar(&o.Dir, "chdir", "", "start in this `DIR`ectory of the machine")
+	f.StringArrayVarP(&o.Env, "setenv", "E", nil, "set a variable for the command: `NAME=VALUE`; repeatable")
+	f.StringArrayVar(&binds, "bind", nil, "show a file or directory of the host: `SOURCE[:TARGET]`; repeatable")
+	f.StringArrayVar(&bindsRO, "bind-ro", nil, "the same, read-only")
+	f.BoolVar(&o.ReadOnly, "read-only", false, "mount the tree read-only")
+	f.StringVar(&o.Hostname, "hostname", "", "host `NAME` in the machine; its name by default")
+	f.Int64Var(&o.Limits.Pids, "pids", 0, "at most `N` processes (4096)")
+	f.Var(&sizeValue{&o.Limits.Memory}, "memory", "at most this much memory: `BYTES`, or with K, M, G (half of the host's)")
+	f.BoolVar(&o.KeepIdentity, "keep-identity", false, "leave machine-id and host keys of a copy as they are")
+	f.BoolVar(&o.Trusted, "trusted", false, "no user namespace: root inside is root outside")
+	return c
+}
+
+// addBinds parses SOURCE[:TARGET].
+func addBinds(o *launch.Options, list []string, readOnly bool) error {
+	for _, b := range list {
+		source, target, ok := strings.Cut(b, ":")
+		if !ok {
+			target = source
+		}
+		if !strings.HasPrefix(source, "/") || !strings.HasPrefix(target, "/") || strings.ContainsAny(b, "\n\x00") || strings.Contains(target, ":") {
+			return fault.Hint(fault.New(fault.Config, "cannot bind %q: not SOURCE[:TARGET] with absolute paths", b),
+				"read-only binds have an option of their own: --bind-ro")
+		}
+		if _, err := os.Lstat(source); err != nil {
+			return fault.New(fault.Config, "cannot bind %q: %w", b, err)
+		}
+		o.Mounts = append(o.Mounts, runner.Mount{Source: source, Target: target, ReadOnly: readOnly})
+	}
+	return nil
+}
+
+func (a *app) runMachine(c *cobra.Command, o *launch.Options) error {
+	ctx := c.Context()
+	a.ownFailure = true
+	if _, err := runner.Clean(ctx, a.runtime); err != nil {
+		return err
+	}
+	store, err := a.store(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	o.Stdin, o.Stdout, o.Stderr = a.Stdin, a.Stdout, a.Stderr
+	if f, ok := a.Stdin.(*os.File); ok && term.IsTerminal(int(f.Fd())) && outputIsTerminal(a) {
+		o.Terminal = &runner.Terminal{File: f, Escape: true}
+	}
+	o.Cloned = func(img *snapshot.Image) {
+		a.sink().Start("clone", img.Name).End(nil)
+	}
+	a.render.Pause()
+	st, err := launch.Run(ctx, store, o, &runner.Options{Sink: a.sink(), Runtime: a.runtime})
+	if err != nil {
+		return err
+	}
+	return status(st.Code)
+}
+
+func outputIsTerminal(a *app) bool {
+	f, ok := a.Stdout.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}

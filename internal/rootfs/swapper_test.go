@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rootfs
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/mkmachine/mkmachine/internal/kernel"
+	"github.com/mkmachine/mkmachine/internal/kernel/kerneltest"
+)
+
+// swapFor is how long each operation runs against the swapper: 2 s of wall time for all of
+// them by default, MKMACHINE_SWAPPER (a duration) for each.
+func swapFor(t *testing.T, operations int) time.Duration {
+	if s := os.Getenv("MKMACHINE_SWAPPER"); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	return 2 * time.Second / time.Duration(operations)
+}
+
+// swap replaces the components of usr/share/doc by links that lead outside, by files and
+// back, as fast as it can, on two threads per processor, until the context ends.
+func swap(ctx context.Context, w *world, wg *sync.WaitGroup) *atomic.Int64 {
+	var count atomic.Int64
+	root := filepath.Join(w.dir, "root")
+	targets := []string{filepath.Join(w.dir, "outside"), "../../../../../../../.." + filepath.Join(w.dir, "outside"), "..", "/", w.canary}
+	for worker := range 2 * runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for i := worker; ctx.Err() == nil; i++ {
+				path := filepath.Join(root, []string{"usr", "usr/share", "usr/share/doc", "usr/share/doc/x"}[i%4])
+				aside := fmt.Sprintf("%s/.aside-%d", root, worker)
+				switch {
+				case os.Rename(path, aside) != nil:
+					os.MkdirAll(path, 0o755)
+				case i%3 == 0:
+					os.WriteFile(path, []byte("file"), 0o644)
+				default:
+					os.Symlink(targets[i%len(targets)], path)
+				}
+				os.Remove(path)
+				os.Rename(aside, path)
+				os.RemoveAll(aside)
+				count.Add(1)
+			}
+		})
+	}
+	return &count
+}
+
+// Every operation is run against somebody who changes the path under its feet. Whether it
+// succeeds is luck; that nothing outside changes is not.
+func TestSwapper(t *testing.T) {
+	kerneltest.Require(t, kernel.Root)
+	const path = "usr/share/doc/x"
+	var b tarBuilder
+	for _, l := range [][]string{
+		{"dir", "usr", "mode=0700"}, {"dir", "usr/share"}, {"file", path, "data=pwned"}, {"symlink", path, "y"},
+		{"hardlink", "usr/share/doc/h", path}, {"fifo", "usr/share/doc/p"}, {"file", "usr/share/doc/passwd", "data=pwned"},
+		{"file", "usr/share/doc/canary", "data=pwned"}, {"dir", "usr/share/doc/dir", "mode=0700", "uid=7"},
+	} {
+		must(t, b.line(l))
+	}
+	archive := b.finish()
+	operations := map[string]func(r *Root){
+		"unpack": func(r *Root) {
+			s := r.NewSession(nil)
+			u := s.NewUnpacker(nil)
+			u.Tar(t.Context(), bytes.NewReader(archive))
+			u.Close()
+			s.Finish()
+		},
+		"put":       func(r *Root) { r.Put("usr/share/doc/canary", 0o600, 1, 1, []byte("pwned")) },
+		"symlink":   func(r *Root) { r.Symlink("pwned", "usr/share/doc/canary", 1, 1) },
+		"link":      func(r *Root) { r.Link("usr/share/doc/x", "usr/share/doc/canary") },
+		"mkdir":     func(r *Root) { r.MkdirAll("usr/share/doc/dir/sub", 0o700, 1, 1) },
+		"chmod":     func(r *Root) { r.Chmod("usr/share/doc/canary", 0o777); r.Chmod("usr/share/doc", 0o711) },
+		"chown":     func(r *Root) { r.Chown("usr/share/doc/canary", 5, 5) },
+		"chtimes":   func(r *Root) { r.Chtimes("usr/share/doc/canary", 5) },
+		"remove":    func(r *Root) { r.Remove("usr/share/doc/canary") },
+		"removeall": func(r *Root) { r.RemoveAll("usr/share/doc/dir"); r.RemoveAll("usr/share"); r.RemoveContents("usr/share") },
+		"rename":    func(r *Root) { r.Rename("usr/share/doc/canary", "usr/share/doc/gone") },
+		"clamp":     func(r *Root) { r.Clamp(t.Context(), 5) },
+		"read": func(r *Root) {
+			if d, _ := r.ReadFile("usr/share/doc/canary", 1000); bytes.HasPrefix(d, []byte("host:")) {
+				t.Error("read a file of the host")
+			}
+		},
+		"manifest": func(r *Root) {
+			m, err := r.Manifest(t.Context())
+			if err != nil {
+				return
+			}
+			for _, n := range m.Nodes {
+				if filepath.Base(n.Path) == "shadow" {
+					t.Error("walked into the host")
+				}
+			}
+		},
+	}
+	for name, op := range operations {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			r := w.root(t)
+			must(t, r.MkdirAll("usr/share/doc", 0o755, 0, 0))
+			ctx, cancel := context.WithTimeout(t.Context(), swapFor(t, len(operations)))
+			defer cancel()
+			var wg sync.WaitGroup
+			swaps := swap(ctx, w, &wg)
+			runs := 0
+			for ; ctx.Err() == nil; runs++ {
+				op(r)
+			}
+			wg.Wait()
+			if runs == 0 || swaps.Load() == 0 {
+				t.Errorf("%d runs against %d swaps", runs, swaps.Load())
+			}
+			w.unharmed(t)
+		})
+	}
+}
