@@ -16,7 +16,7 @@ const digest = "704dae7df79a35ed1bd3a0a8d5d1b9ce7a4ecdef74ddff72114d9523d63710eb
 // stanza writes a Packages stanza from "Field: value" lines, with what every package needs
 // unless the lines say otherwise. A line "-Field" leaves a field out.
 func stanza(lines ...string) string {
-	fields := [][2]string{{"Package", "p"}, {"Version", "1"}, {"Architecture", "amd64"}, {"Filename", ""}, {"Size", "1000"}, {"SHA256", digest}}
+	fields := [][2]string{{"Package", "p"}, {"Version", "1"}, {"Architecture", "amd64"}, {"Filename", ""}, {"Size", "1000"}, {"SHA256", digest}, {"Priority", "optional"}}
 	for _, l := range lines {
 		name, value, _ := strings.Cut(l, ":")
 		drop := strings.HasPrefix(name, "-")

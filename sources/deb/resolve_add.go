@@ -121,9 +121,10 @@ func (s *solver) soleProvider(w Want, p *pkg) (*ver, error) {
 
 // unsolved is the error for a request that has no solution apt would find.
 func (s *solver) unsolved(asked []*pkg) error {
+	seen := map[*ver]bool{}
 	for _, p := range asked {
-		if p.inst == nil || s.broken(p, planned, false) {
-			return depFault("cannot add %s: %s", p.name, s.explain(p.original))
+		if chain := s.why(p.original, seen, 0); len(chain) > 0 {
+			return depFault("cannot add %s: %s", p.name, strings.Join(chain, "; "))
 		}
 	}
 	for _, p := range s.selectedPackages() {
@@ -156,8 +157,12 @@ func (s *solver) why(v *ver, seen map[*ver]bool, depth int) []string {
 	seen[v] = true
 	var chain []string
 	s.groups(v, func(g []dep) bool {
-		if !g[0].critical() || s.groupOK(g, planned) {
+		if !g[0].critical() {
 			return true
+		}
+		if s.groupOK(g, planned) {
+			chain = s.whySelected(v, g, seen, depth)
+			return len(chain) == 0
 		}
 		if g[0].negative() {
 			chain = s.whyConflict(v, &g[0])
@@ -182,10 +187,28 @@ func (s *solver) why(v *ver, seen map[*ver]bool, depth int) []string {
 		}
 		return found
 	})
-	if len(chain) == 0 {
+	if len(chain) == 0 && v.p.inst != v {
 		chain = s.whyHit(v)
 	}
 	return chain
+}
+
+// whySelected looks behind a relation that is met for what is wrong with what meets it.
+func (s *solver) whySelected(v *ver, g []dep, seen map[*ver]bool, depth int) []string {
+	if g[0].negative() {
+		return nil
+	}
+	for i := range g {
+		for _, c := range s.targets(&g[i]) {
+			if c.p.inst != c {
+				continue
+			}
+			if sub := s.why(c, seen, depth+1); len(sub) > 0 {
+				return append([]string{v.name() + " " + g[0].kind.String() + " " + describe(g)}, sub...)
+			}
+		}
+	}
+	return nil
 }
 
 // whyConflict names what v conflicts with among the selected.
@@ -253,6 +276,11 @@ func (s *solver) absent(d *dep) string {
 			return pr.v.p.name + ", which provides it, is excluded by the request"
 		}
 		return "it is provided only by " + pr.v.name() + " in a version that does not match"
+	}
+	for _, arch := range s.archs {
+		if q := s.pkgs[pkgKey{t.name, arch}]; q != nil && arch != t.arch && len(q.vers) > 0 {
+			return t.name + " of " + arch + " does not satisfy packages of " + t.arch
+		}
 	}
 	return "no package of that name is available"
 }

@@ -23,16 +23,17 @@ type solver struct {
 	archs      []string // the tree's own first
 	recommends bool
 
-	pkgs  map[pkgKey]*pkg
-	order []*pkg // in the order of their making
-	stale []*pkg // targets whose relations have not seen the latest candidates
-	steps int
-	err   error // the first malformed relation, the context's error, or the limit
+	pkgs    map[pkgKey]*pkg
+	order   []*pkg // in the order of their making
+	stale   []*pkg // targets whose relations have not seen the latest candidates
+	work    int    // relations looked at
+	changes int    // of what is selected
+	err     error  // the first malformed relation, the context's error, or the limit
 }
 
-// maxSteps bounds the calls that mark something. The largest real requests need some
-// ten thousand.
-const maxSteps = 2_000_000
+// maxWork bounds the relations looked at, so that no index can keep a resolution going for
+// more than some seconds. The largest real requests need about a million.
+const maxWork = 100_000_000
 
 // anyArch is apt's architecture of names with a qualifier ("python3:any").
 const anyArch = "any"
@@ -430,12 +431,14 @@ func selected(t, p *pkg, w which) *ver {
 // bad, see ok.
 func (s *solver) met(d *dep, w which) bool {
 	t := d.target
+	s.work++
 	if !d.ignorable(t) {
 		if v := selected(t, t, w); v != nil && d.op.Satisfied(v.e.Version(), d.version) {
 			return true
 		}
 	}
 	provs := s.providers(t)
+	s.work += len(provs)
 	for i := range provs {
 		p := &provs[i]
 		if !d.ignorableProvider(p) && selected(t, p.v.p, w) == p.v && d.op.Satisfied(p.version, d.version) {
@@ -449,6 +452,9 @@ func (s *solver) ok(d *dep, w which) bool { return s.met(d, w) != d.negative() }
 
 // groupOK says whether one alternative of a group is.
 func (s *solver) groupOK(group []dep, w which) bool {
+	if !s.step() {
+		return false
+	}
 	for i := range group {
 		if s.ok(&group[i], w) {
 			return true
@@ -511,14 +517,14 @@ func (s *solver) number(p *pkg) uint64 {
 	return p.id
 }
 
-// step counts work, so that nothing runs without bound.
+// step says whether to go on: no error, the limit not reached, not cancelled.
 func (s *solver) step() bool {
 	if s.err != nil {
 		return false
 	}
-	if s.steps++; s.steps > maxSteps {
-		s.err = fault.New(fault.Dep, "cannot resolve the dependencies: gave up after %d steps", maxSteps)
-	} else if s.steps%64 == 0 && s.ctx.Err() != nil {
+	if s.work > maxWork {
+		s.err = depFault("cannot resolve the dependencies: gave up after looking at %d relations", s.work)
+	} else if s.work&0xff == 0 {
 		s.err = s.ctx.Err()
 	}
 	return s.err == nil

@@ -194,10 +194,12 @@ func (s *solver) doUpgrade(p *pkg) bool {
 		if !g[len(g)-1].critical() {
 			return true
 		}
+		seen := -1
 		for i := range g {
-			if s.groupOK(g, planned) {
+			if s.changes != seen && s.groupOK(g, planned) {
 				break
 			}
+			seen = s.changes
 			d := &g[i]
 			t := s.smartTarget(d)
 			if t.protected {
@@ -286,10 +288,12 @@ func (m *mending) run() {
 		inOr := len(g) > 1
 		m.orKeep, m.done = false, false
 		before := len(m.kill)
+		seen := m.changes
 		for i := range g {
-			if m.groupOK(g, planned) {
+			if m.changes != seen && m.groupOK(g, planned) {
 				return true
 			}
+			seen = m.changes
 			if stop := m.alternative(g, &g[i], inOr); stop {
 				return false
 			}

@@ -25,6 +25,7 @@ func (s *solver) changeable(p *pkg, m mode, depth int, user bool) bool {
 
 // update makes the relations on p, and on what p provides, see the latest candidates.
 func (s *solver) update(p *pkg) {
+	s.changes++
 	s.stale = slices.DeleteFunc(s.stale, func(t *pkg) bool {
 		hit := t == p
 		for i := 0; i < len(t.provided) && !hit; i++ {
