@@ -65,7 +65,7 @@ type Repo struct {
 func NewRepo(t testing.TB, spec Spec) *Repo {
 	t.Helper()
 	setDefaults(&spec)
-	signer, err := newKey("Test Archive", spec.Date.Add(-24*time.Hour))
+	signer, err := newKey("Test Archive", keyTime(spec.Date))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,6 +97,14 @@ func setDefaults(s *Spec) {
 	if s.Indexes == nil {
 		s.Indexes = []string{".xz", ".gz"}
 	}
+}
+
+// keyTime is when a repository's key was made: before its Release, and not in the future.
+func keyTime(date time.Time) time.Time {
+	if now := time.Now(); date.After(now) {
+		date = now
+	}
+	return date.Add(-24 * time.Hour)
 }
 
 func newKey(name string, created time.Time) (*openpgp.Entity, error) {
@@ -222,7 +230,7 @@ func (r *Repo) Sign(text string) error { return r.signBy(r.signer, text) }
 // SignByStranger signs the present Release with a key that is not in Keyring, and returns
 // that key.
 func (r *Repo) SignByStranger() ([]byte, error) {
-	stranger, err := newKey("Stranger", r.Spec.Date.Add(-24*time.Hour))
+	stranger, err := newKey("Stranger", keyTime(r.Spec.Date))
 	if err != nil {
 		return nil, err
 	}
