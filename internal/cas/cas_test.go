@@ -363,25 +363,20 @@ func TestUnusable(t *testing.T) {
 }
 
 func TestNoSpace(t *testing.T) {
-	// A file size limit gives a real short write without a file system of its own.
 	c := open(t)
-	var old syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
-		t.Fatal(err)
-	}
-	limit := old
-	limit.Cur = 1000
-	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
-		t.Skip("cannot set RLIMIT_FSIZE:", err)
-	}
-	defer syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old)
 	data := make([]byte, 5000)
 	w, err := c.Create(t.Context(), sum(data), 5000)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	if _, err := w.Write(data); fault.ClassOf(err) != fault.Host {
+	full, err := os.OpenFile("/dev/full", os.O_RDWR, 0)
+	if err != nil {
+		t.Skip("needs /dev/full:", err)
+	}
+	w.f.Close()
+	w.f = full
+	if _, err := w.Write(data); fault.ClassOf(err) != fault.Host || !errors.Is(err, syscall.ENOSPC) || len(fault.Hints(err)) == 0 {
 		t.Fatal(err)
 	}
 	if _, err := w.Commit(); err == nil || c.Has(sum(data)) {

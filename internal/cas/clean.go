@@ -76,6 +76,13 @@ func (c *Cache) sweep() error {
 			removeUnheld(path)
 		}
 	}
+	// What a killed UpdateSeen left; a living one needs its file for milliseconds.
+	left, _ := filepath.Glob(filepath.Join(c.dir, ".seen-*"))
+	for _, path := range left {
+		if info, err := os.Lstat(path); err == nil && time.Since(info.ModTime()) > time.Hour {
+			os.Remove(path)
+		}
+	}
 	return nil
 }
 
