@@ -79,7 +79,17 @@ func (b *builder) mountOverlay(op Op) error {
 			return err
 		}
 	}
-	if err := unix.FsconfigCreate(fs); err != nil {
+	// Overlayfs creates files in its layers as whoever mounted it (overlayfs.rst, "Permission
+	// model"). On a mapped layer the host's root has no id to create them with, and the kernel
+	// would quietly make the overlay read-only; so the machine's root mounts it, with the
+	// capabilities that go with file system id 0 taken again.
+	err = b.asOwner(func() error {
+		if err := raiseCaps(); err != nil {
+			return err
+		}
+		return unix.FsconfigCreate(fs)
+	})
+	if err != nil {
 		return fmt.Errorf("%w%s", err, kernelLog(fs))
 	}
 	tree, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
@@ -87,8 +97,31 @@ func (b *builder) mountOverlay(op Op) error {
 		return fmt.Errorf("%w%s", err, kernelLog(fs))
 	}
 	b.keep(tree)
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(tree, &st); err != nil {
+		return err
+	}
+	if o.Upper != "" && st.Flags&unix.ST_RDONLY != 0 {
+		return fault.New(fault.Failed, "the kernel made the overlay read-only; its log says why")
+	}
 	op.Options = remove(op.Options, "idmap")
 	return b.attachRoot(tree, op)
+}
+
+// raiseCaps makes the calling thread's permitted capabilities effective.
+func raiseCaps() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("cannot read capabilities: %w", err)
+	}
+	for i := range data {
+		data[i].Effective = data[i].Permitted
+	}
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		return fmt.Errorf("cannot raise capabilities: %w", err)
+	}
+	return nil
 }
 
 // upper adds the writable layer. The kernel wants its two directories on the same mount, so a

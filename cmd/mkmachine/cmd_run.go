@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/mkmachine/mkmachine/internal/event"
 	"github.com/mkmachine/mkmachine/internal/fault"
 	"github.com/mkmachine/mkmachine/internal/launch"
 	"github.com/mkmachine/mkmachine/runner"
@@ -109,7 +110,7 @@ func (a *app) runMachine(c *cobra.Command, o *launch.Options) error {
 	if _, err := runner.Clean(ctx, a.runtime); err != nil {
 		return err
 	}
-	store, err := a.store(ctx, false)
+	store, err := snapshot.Open(ctx, a.machines, &snapshot.Options{Sink: a.remarks(), Backend: a.backend, Engine: version()})
 	if err != nil {
 		return err
 	}
@@ -122,7 +123,7 @@ func (a *app) runMachine(c *cobra.Command, o *launch.Options) error {
 		a.sink().Start("clone", img.Name).End(nil)
 	}
 	a.render.Pause()
-	st, err := launch.Run(ctx, store, o, &runner.Options{Sink: a.sink(), Runtime: a.runtime})
+	st, err := launch.Run(ctx, store, o, &runner.Options{Sink: a.remarks(), Runtime: a.runtime})
 	if err != nil {
 		return err
 	}
@@ -132,4 +133,17 @@ func (a *app) runMachine(c *cobra.Command, o *launch.Options) error {
 func outputIsTerminal(a *app) bool {
 	f, ok := a.Stdout.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// remarks is a sink for what goes on around a payload: the terminal is the payload's, and
+// only what is out of order is worth a line. With --verbose or --json everything is shown.
+func (a *app) remarks() event.Sink {
+	if a.verbose || a.json {
+		return a.sink()
+	}
+	return func(e event.Event) {
+		if e.Kind == event.Warning || e.Kind == event.Fallback {
+			a.render.Sink(e)
+		}
+	}
 }

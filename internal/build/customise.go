@@ -25,7 +25,7 @@ func customise(ctx context.Context, e *Engine, job *Job, lock *sources.Lock, sta
 	if err != nil || len(commands) == 0 {
 		return err
 	}
-	machine := e.buildMachine(job.Name, stage.Dir(), false)
+	machine := e.buildMachine(job.Name, stage.Dir(), false, span)
 	defer machine.close(&err)
 	for _, argv := range commands {
 		out := event.NewLines(span)

@@ -141,7 +141,7 @@ func (f debFamily) resolve(ctx context.Context, e *Engine, r *recipes.Recipe, ar
 	}
 	got := make([]*debIndexes, len(repos))
 	pool := &compress.Pool{}
-	group, gctx := errgroup.WithContext(ctx)
+	group, gctx := errgroup.WithContext(event.With(ctx, span))
 	for i := range repos {
 		group.Go(func() (err error) {
 			got[i], err = fetchRepository(gctx, e, &repos[i], append([]string{arch}, foreign...), clock, seen, pool)

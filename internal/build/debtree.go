@@ -57,7 +57,7 @@ func (f debFamily) bootstrap(ctx context.Context, e *Engine, job *Job, lock *sou
 		}
 		apt = append(apt, files...)
 	}
-	machine := e.buildMachine(job.Name, stage.Dir(), false)
+	machine := e.buildMachine(job.Name, stage.Dir(), false, span)
 	defer machine.close(&err)
 	in, err := deb.Start(ctx, spawnIn(stage.Dir()), deb.Options{
 		Arch:    lock.Arch,
@@ -100,7 +100,7 @@ func (e *Engine) unpackAll(ctx context.Context, in *deb.Installer, lock *sources
 		order[i] = i
 	}
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(lock.Packages[b].Size, lock.Packages[a].Size) })
-	group, gctx := errgroup.WithContext(ctx)
+	group, gctx := errgroup.WithContext(event.With(ctx, sp))
 	group.SetLimit(unpackParallel)
 	for _, i := range order {
 		group.Go(func() error {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"sync"
 
+	"github.com/mkmachine/mkmachine/internal/event"
 	"github.com/mkmachine/mkmachine/internal/fault"
 	"github.com/mkmachine/mkmachine/internal/kernel"
 	"github.com/mkmachine/mkmachine/runner"
@@ -26,13 +27,13 @@ type stageMachine struct {
 
 // buildMachine describes the machine for the scripts of packages and recipes: profile
 // build, no network unless the recipe asks, nothing flushed to disk before the store does.
-func (e *Engine) buildMachine(name, dir string, network bool) *stageMachine {
+func (e *Engine) buildMachine(name, dir string, network bool, span *event.Span) *stageMachine {
 	m := &stageMachine{
 		machine: runner.Machine{
 			Name: "build-" + name, Hostname: "localhost", Root: dir,
 			Profile: runner.Build, Network: runner.Loopback, NoSync: true,
 		},
-		options: runner.Options{Sink: e.Sink, Runtime: e.Runtime},
+		options: runner.Options{Sink: span.Sink(), Runtime: e.Runtime},
 	}
 	if network {
 		m.machine.Network = runner.Host

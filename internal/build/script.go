@@ -45,7 +45,7 @@ func (e *Engine) script(ctx context.Context, lock *sources.Lock, s *recipes.Scri
 		return err
 	}
 	defer os.Remove(file)
-	machine := e.buildMachine(lock.Recipe, stage.Dir(), s.Network)
+	machine := e.buildMachine(lock.Recipe, stage.Dir(), s.Network, span)
 	machine.machine.Mounts = []runner.Mount{{Source: file, Target: scriptTarget, ReadOnly: true}}
 	defer machine.close(&err)
 

@@ -9,6 +9,7 @@
 package event
 
 import (
+	"context"
 	"sync/atomic"
 	"time"
 )
@@ -128,6 +129,33 @@ func (sp *Span) End(err error) {
 		e.Err = err.Error()
 	}
 	sp.emit(e)
+}
+
+// Sink is a sink whose top-level spans stand inside sp, for libraries that take a Sink.
+func (sp *Span) Sink() Sink {
+	if sp == nil || sp.sink == nil {
+		return nil
+	}
+	return func(e Event) {
+		if e.Parent == 0 {
+			e.Parent = sp.id
+		}
+		sp.sink(e)
+	}
+}
+
+type spanKey struct{}
+
+// With carries sp in a context, for work that is shared by many spans: a fetcher opens its
+// spans inside the one whose work asked for the file.
+func With(ctx context.Context, sp *Span) context.Context {
+	return context.WithValue(ctx, spanKey{}, sp)
+}
+
+// From is the span that With put into the context, or nil.
+func From(ctx context.Context) *Span {
+	sp, _ := ctx.Value(spanKey{}).(*Span)
+	return sp
 }
 
 // Note reports a fact.

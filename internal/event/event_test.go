@@ -35,6 +35,22 @@ func TestSpansNest(t *testing.T) {
 	}
 }
 
+func TestSinkAndContextNest(t *testing.T) {
+	all, sink := record()
+	outer := sink.Start("build", "web")
+	outer.Sink().Start("start", "machine").Start("mount", "").End(nil)
+	From(With(t.Context(), outer)).Start("download", "x").End(nil)
+	want := []uint64{0, outer.id, (*all)[1].Span, (*all)[1].Span, outer.id, outer.id}
+	for i, e := range *all {
+		if e.Parent != want[i] {
+			t.Errorf("event %d %s %s has parent %d, want %d", i, e.Kind, e.Name, e.Parent, want[i])
+		}
+	}
+	if From(t.Context()) != nil {
+		t.Error("a bare context has a span")
+	}
+}
+
 func TestNilIsSilent(t *testing.T) {
 	var sink Sink
 	sp := sink.Start("a", "b").Start("c", "d")

@@ -38,7 +38,7 @@ type download struct {
 }
 
 func (d *download) run(ctx context.Context, targets []*target) (_ *os.File, err error) {
-	d.span = d.f.start("download", name(d.blob))
+	d.span = d.f.start(ctx, "download", name(d.blob))
 	d.span.Expect(max(d.blob.Size, 0), "bytes")
 	defer func() { d.span.End(err) }()
 	for round := range d.f.opt.Rounds {

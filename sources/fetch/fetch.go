@@ -69,7 +69,6 @@ type Options struct {
 	Cache   *cas.Cache
 	Mirrors map[string][]Mirror // by family, in the order of preference
 	Sink    event.Sink
-	Parent  *event.Span // spans are opened inside it where it is set, else on Sink
 	// Offline takes everything from the cache and opens no connection.
 	Offline bool
 	// Parallel bounds requests at one time; 0 means 8.
@@ -190,7 +189,7 @@ func (f *Fetcher) Fetch(ctx context.Context, b sources.Blob) (*os.File, error) {
 		case err == nil:
 			return file, nil
 		case errors.Is(err, cas.ErrCorrupt):
-			f.note(b, "cached copy did not match its digest, fetching it again")
+			f.note(ctx, b, "cached copy did not match its digest, fetching it again")
 		case !errors.Is(err, cas.ErrMiss):
 			return nil, fmt.Errorf("cannot fetch %s: %w", name(b), err)
 		}
@@ -263,15 +262,16 @@ func offline(b sources.Blob) error {
 		"run the same command once without --offline")
 }
 
-func (f *Fetcher) note(b sources.Blob, text string) {
-	sp := f.start("cache", name(b))
+func (f *Fetcher) note(ctx context.Context, b sources.Blob, text string) {
+	sp := f.start(ctx, "cache", name(b))
 	sp.Warn(text)
 	sp.End(nil)
 }
 
-func (f *Fetcher) start(what, subject string) *event.Span {
-	if f.opt.Parent != nil {
-		return f.opt.Parent.Start(what, subject)
+// start opens a span inside the one that asked for the file, see event.With.
+func (f *Fetcher) start(ctx context.Context, what, subject string) *event.Span {
+	if parent := event.From(ctx); parent != nil {
+		return parent.Start(what, subject)
 	}
 	return f.opt.Sink.Start(what, subject)
 }
