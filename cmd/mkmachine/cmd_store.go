@@ -111,13 +111,13 @@ func writeWhole(path string, write func(io.Writer) error) error {
 
 func (a *app) cleanCommand() *cobra.Command {
 	var unused string
-	var layers, cache bool
+	var layers, downloads bool
 	c := &cobra.Command{
 		Use: "clean", Short: "Remove what is no longer needed",
 		Long: `Clean removes what killed commands left behind. With --layers it also removes the layers that
-builds start from, with --cache downloads and unpacked packages; each only when it was not used
+builds start from, with --downloads downloads and unpacked packages; each only when it was not used
 for the time of --unused. Templates and machines are never touched.`,
-		Example: "  sudo mkmachine clean\n  sudo mkmachine clean --layers --cache --unused 30d",
+		Example: "  sudo mkmachine clean\n  sudo mkmachine clean --layers --downloads --unused 30d",
 		Args:    args(0, 0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			age, err := parseAge(unused)
@@ -137,16 +137,20 @@ for the time of --unused. Templates and machines are never touched.`,
 				if err != nil {
 					return err
 				}
-				if cache {
-					objects, err := cas.Open(a.cache)
-					if err != nil {
-						return err
+				if downloads {
+					report.Cache = &cas.Cleaned{}
+					for _, dir := range []string{a.cache, a.packsDir()} {
+						objects, err := cas.Open(dir)
+						if err != nil {
+							return err
+						}
+						cleaned, err := objects.Clean(c.Context(), age)
+						report.Cache.Files += cleaned.Files
+						report.Cache.Bytes += cleaned.Bytes
+						if err != nil {
+							return err
+						}
 					}
-					cleaned, err := objects.Clean(c.Context(), age)
-					if err != nil {
-						return err
-					}
-					report.Cache = &cleaned
 				}
 				return a.result(report, func(t *table) {
 					t.row("runs", fmt.Sprint(len(report.Runs)))
@@ -161,7 +165,7 @@ for the time of --unused. Templates and machines are never touched.`,
 		},
 	}
 	c.Flags().BoolVar(&layers, "layers", false, "also remove layers")
-	c.Flags().BoolVar(&cache, "cache", false, "also remove downloads and unpacked packages")
+	c.Flags().BoolVar(&downloads, "downloads", false, "also remove downloads and unpacked packages")
 	c.Flags().StringVar(&unused, "unused", (30 * 24 * time.Hour).String(), "only what was not used for this `TIME`")
 	return c
 }

@@ -42,8 +42,7 @@ func (a *app) engine(ctx context.Context) (*build.Engine, func(), error) {
 		return nil, nil, err
 	}
 	closeAll := func() { closeResolver(); e.Store.Close() }
-	// Beside the trees, so that they can share blocks.
-	if e.Packs, err = cas.Open(filepath.Join(a.machines, ".mkmachine", "packs")); err != nil {
+	if e.Packs, err = cas.Open(a.packsDir()); err != nil {
 		closeAll()
 		return nil, nil, err
 	}
@@ -56,6 +55,9 @@ func (a *app) store(ctx context.Context, readOnly bool) (*snapshot.Store, error)
 		Sink: a.sink(), ReadOnly: readOnly, Backend: a.backend, Engine: version(),
 	})
 }
+
+// packsDir is where unpacked packages are kept: beside the trees, to share blocks with them.
+func (a *app) packsDir() string { return filepath.Join(a.machines, ".mkmachine", "packs") }
 
 // lockDir is where the locks of library recipes are kept.
 func (a *app) lockDir() string {

@@ -120,7 +120,7 @@ func (e *Engine) Build(ctx context.Context, job *Job) (_ *Result, err error) {
 func (e *Engine) make(ctx context.Context, job *Job, lock *sources.Lock, plan []StepPlan, span *event.Span) (*snapshot.Image, error) {
 	base, from := "", 0
 	for i, s := range plan {
-		if s.Hit && !job.Rebuild {
+		if s.Hit && !job.Rebuild && !job.Check {
 			base, from = s.Key, i+1
 		}
 	}
@@ -138,20 +138,33 @@ func (e *Engine) make(ctx context.Context, job *Job, lock *sources.Lock, plan []
 	if err != nil {
 		return nil, err
 	}
+	digest := ""
+	switch {
+	case manifest != nil:
+		digest = manifest.Digest()
+	default: // nothing was left to do
+		layer, err := e.Store.Layer(base)
+		if err != nil {
+			return nil, err
+		}
+		digest = layer.Manifest
+	}
 	if job.Check {
 		if err := e.checkAgain(ctx, job, lock, plan, manifest, span); err != nil {
 			return nil, err
 		}
 	}
 	pub := span.Start("publish", job.Name)
-	img, err := stage.Publish(ctx, job.Name, e.meta(job, lock, plan, manifest), true)
+	img, err := stage.Publish(ctx, job.Name, e.meta(job, lock, plan, digest), true)
 	pub.End(err)
 	keep = err == nil
 	return img, err
 }
 
-// steps runs plan[from:] in the stage and returns the manifest of the finished tree.
+// steps runs plan[from:] in the stage and returns the manifest's digest of the finished tree.
+// The last layer remembers it: whoever starts from there need not read the tree again.
 func (e *Engine) steps(ctx context.Context, job *Job, lock *sources.Lock, plan []StepPlan, from int, stage *snapshot.Stage, span *event.Span) (*rootfs.Manifest, error) {
+	var manifest *rootfs.Manifest
 	for i := from; i < len(plan); i++ {
 		sp := span.Start(plan[i].Name, plan[i].Subject)
 		err := e.step(ctx, job, lock, &plan[i], stage, sp)
@@ -159,18 +172,23 @@ func (e *Engine) steps(ctx context.Context, job *Job, lock *sources.Lock, plan [
 		if err != nil {
 			return nil, err
 		}
-		last := i == len(plan)-1
-		if !job.Check {
-			meta := snapshot.LayerMeta{Text: plan[i].Name + " " + plan[i].Subject, Recipe: job.Recipe.Name, Final: last}
-			if i > 0 {
-				meta.Parent = plan[i-1].Key
+		meta := snapshot.LayerMeta{Text: plan[i].Name + " " + plan[i].Subject, Recipe: job.Recipe.Name}
+		if i > 0 {
+			meta.Parent = plan[i-1].Key
+		}
+		if i == len(plan)-1 {
+			if manifest, err = e.manifest(ctx, stage, span); err != nil {
+				return nil, err
 			}
+			meta.Final, meta.Manifest = true, manifest.Digest()
+		}
+		if !job.Check {
 			if err := stage.SaveLayer(ctx, plan[i].Key, meta); err != nil {
 				return nil, err
 			}
 		}
 	}
-	return e.manifest(ctx, stage, span)
+	return manifest, nil
 }
 
 // step runs one step and seals the tree behind it: a layer holds no more of the moment it
@@ -240,11 +258,11 @@ func finalKey(img *snapshot.Image) string {
 	return ""
 }
 
-func (e *Engine) meta(job *Job, lock *sources.Lock, plan []StepPlan, m *rootfs.Manifest) snapshot.Meta {
+func (e *Engine) meta(job *Job, lock *sources.Lock, plan []StepPlan, digest string) snapshot.Meta {
 	meta := snapshot.Meta{
 		Role:     snapshot.Template,
 		Recipe:   job.Recipe.Name,
-		Manifest: m.Digest(),
+		Manifest: digest,
 		Verified: string(job.Recipe.Source.Grade()),
 		Arch:     lock.Arch,
 		Date:     lock.Date,
