@@ -45,6 +45,25 @@ func newWorld(t testing.TB, machines string) *world {
 	return &world{t: t, dir: dir, machines: machines, cache: filepath.Join(dir, "cache"), runtime: filepath.Join(dir, "run"), vars: map[string]string{}}
 }
 
+// empty removes every image and layer, so that the directory can be removed: trees are
+// immutable where the file system can mark them so.
+func (w *world) empty() {
+	if os.Geteuid() != 0 {
+		return
+	}
+	ctx := context.Background() // the test's own is over
+	var images []struct{ Name string }
+	o := w.runWith(ctx, "", "--json", "list")
+	if o.code != 0 {
+		return
+	}
+	o.result(w.t, &images)
+	for _, img := range images {
+		w.runWith(ctx, "", "remove", img.Name)
+	}
+	w.runWith(ctx, "", "clean", "--layers", "--downloads", "--unused", "0s")
+}
+
 // outcome is how a command ended.
 type outcome struct {
 	code           int
