@@ -75,7 +75,11 @@ func ParseControl(text []byte) (*Control, error) {
 			return bad("field " + name + " twice")
 		}
 		seen[key] = true
-		c.Fields = append(c.Fields, Field{name, strings.Trim(value, " \t")})
+		c.Fields = append(c.Fields, Field{name, strings.TrimLeft(value, " \t")})
+	}
+	// As dpkg does: blanks count inside a value of several lines, not at its end.
+	for i := range c.Fields {
+		c.Fields[i].Value = strings.TrimRight(c.Fields[i].Value, " \t")
 	}
 	return c, nil
 }
