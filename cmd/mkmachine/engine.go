@@ -97,7 +97,7 @@ func (a *app) useRecipe(e *build.Engine, r *recipes.Recipe) error {
 	a.closeFetcher()
 	a.fetcher, err = fetch.New(fetch.Options{
 		Cache: e.Cache, Mirrors: mirrors, Sink: a.sink(), Offline: a.offline, Parallel: 12,
-		Proxy: proxyFrom(a.Getenv), UserAgent: "mkmachine/" + version(),
+		Proxy: proxyFrom(a.Getenv), UserAgent: "mkmachine/" + version(), Timeouts: a.Timeouts, RootCAs: a.RootCAs,
 	})
 	if err != nil {
 		return err

@@ -3,11 +3,14 @@
 package main
 
 import (
+	"crypto/x509"
 	"io"
 	"os"
 	"time"
 
 	"golang.org/x/term"
+
+	"github.com/mkmachine/mkmachine/sources/fetch"
 )
 
 // env is the world as the program sees it; tests make their own. Nothing else in the
@@ -24,6 +27,10 @@ type env struct {
 	UID int
 	// Dir is the working directory; relative arguments start there.
 	Dir string
+	// Timeouts of requests; zero fields take the fetcher's defaults.
+	Timeouts fetch.Timeouts
+	// RootCAs are the certificate authorities; nil means the system's.
+	RootCAs *x509.CertPool
 }
 
 func osEnv() *env {

@@ -34,6 +34,7 @@ type world struct {
 	dir                      string
 	machines, cache, runtime string
 	vars                     map[string]string
+	adjust                   func(*env) // changes the environment of each command; may be nil
 }
 
 func newWorld(t testing.TB, machines string) *world {
@@ -105,6 +106,9 @@ func (w *world) runWith(ctx context.Context, stdin string, args ...string) outco
 		Stdin: strings.NewReader(stdin), Stdout: &stdout, Stderr: &stderr,
 		Getenv: func(k string) string { return vars[k] }, Now: time.Now,
 		Terminal: func() int { return 0 }, UID: os.Geteuid(), Dir: w.dir,
+	}
+	if w.adjust != nil {
+		w.adjust(e)
 	}
 	code := newApp(e).run(ctx, args)
 	return outcome{code, stdout.String(), stderr.String()}

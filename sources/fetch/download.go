@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -42,18 +43,19 @@ func (d *download) run(ctx context.Context, targets []*target) (_ *os.File, err 
 	d.span.Expect(max(d.blob.Size, 0), "bytes")
 	defer func() { d.span.End(err) }()
 	for round := range d.f.opt.Rounds {
+		if !slices.ContainsFunc(targets, func(t *target) bool { return !t.dropped }) {
+			break // nobody is left to ask: waiting would change nothing
+		}
 		if round > 0 {
 			if err := d.f.pause(ctx, round-1, d.wait); err != nil {
 				return nil, err
 			}
 		}
 		d.wait = 0
-		asked := false
 		for _, t := range targets {
 			if t.dropped {
 				continue
 			}
-			asked = true
 			if t.outcome = d.attempt(ctx, t); t.outcome == nil {
 				return d.file, nil
 			}
@@ -65,9 +67,6 @@ func (d *download) run(ctx context.Context, targets []*target) (_ *os.File, err 
 			}
 			t.dropped = !worthRetry(t.outcome)
 			d.span.Debug(fmt.Sprintf("%s: %v", redact(t.url), t.outcome))
-		}
-		if !asked {
-			break
 		}
 	}
 	return nil, d.failed(targets)
