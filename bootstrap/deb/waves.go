@@ -14,10 +14,11 @@ import (
 // together: database, preinsts, one dpkg --configure -a.
 //
 // A preinst may count on its Pre-Depends being configured (Debian policy 7.2). The sets
-// that a bootstrap consists of are proven to do without, so they are one wave. An added
-// package whose preinst leans on something that has still to be configured comes a wave
-// after it, and so does what depends on that package. Nothing else waits: most sets are
-// one wave.
+// that a bootstrap consists of are proven to do without, so they are the first wave. What
+// is added comes after it: nothing depends on Essential packages by name, yet scripts use
+// them as they are when configured (su has its PAM file only then). An added package whose
+// preinst leans on something that has still to be configured comes a wave later, and so
+// does what depends on that package. Most sets are one or two waves.
 //
 // The result holds facts in install order; waves are never empty.
 func plan(facts []*Facts) [][]*Facts {
@@ -28,6 +29,9 @@ func plan(facts []*Facts) [][]*Facts {
 		changed = false
 		for i := range facts {
 			want := 0
+			if facts[i].Phase == sources.PhaseAdded {
+				want = 1
+			}
 			for _, d := range g.needs[i] {
 				want = max(want, level[d])
 			}
