@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/mkmachine/mkmachine/internal/compress"
 	"github.com/mkmachine/mkmachine/internal/fault"
@@ -189,13 +190,45 @@ type PackagesText struct {
 	File sources.RepositoryFile // as fetched; Path is below the suite's directory
 }
 
+// indexRounds is how often an index is asked for while the mirror's files do not belong to
+// its Release, which is what a mirror looks like that is being updated; indexPause is the
+// first pause, doubled for the next.
+const (
+	indexRounds = 3
+	indexPause  = 300 * time.Millisecond
+)
+
 // FetchIndex brings the Packages index of a component and architecture: the quickest form
 // that the mirror has, checked compressed and again after decoding. pool may be nil.
+//
+// An index that the Release lists and the mirror has not, or not with these bytes, is asked
+// for again a few times. Then a missing one is fault.Net, wrong bytes are fault.Verify.
 func FetchIndex(ctx context.Context, f sources.Fetcher, r *Release, family, suite, component, arch string, pool *compress.Pool) (*PackagesText, error) {
 	files, err := IndexFiles(r, family, suite, component, arch, 0)
 	if err != nil {
 		return nil, err
 	}
+	for round := range indexRounds {
+		if round > 0 {
+			select {
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-time.After(indexPause << (round - 1)):
+			}
+		}
+		var text *PackagesText
+		if text, err = fetchIndex(ctx, f, files, suite, pool); err == nil {
+			return text, nil
+		}
+		if !errors.Is(err, sources.ErrNotFound) && fault.ClassOf(err) != fault.Verify {
+			return nil, err
+		}
+	}
+	return nil, fault.Hint(err, "the mirror may be in the middle of an update; try again in some minutes or name another one with --mirror")
+}
+
+// fetchIndex asks once for each form of an index until one is there.
+func fetchIndex(ctx context.Context, f sources.Fetcher, files []IndexFile, suite string, pool *compress.Pool) (*PackagesText, error) {
 	var missing error
 	for _, file := range files {
 		for _, blob := range file.Blobs {
@@ -203,9 +236,6 @@ func FetchIndex(ctx context.Context, f sources.Fetcher, r *Release, family, suit
 			if errors.Is(err, sources.ErrNotFound) || (offlineMiss(err) && len(files) > 1) {
 				missing = err
 				continue
-			}
-			if fault.ClassOf(err) == fault.Verify {
-				return nil, fault.Hint(err, "the mirror may be in the middle of an update; try again in some minutes or name another one with --mirror")
 			}
 			if err != nil {
 				return nil, err
@@ -219,8 +249,10 @@ func FetchIndex(ctx context.Context, f sources.Fetcher, r *Release, family, suit
 			return &PackagesText{Text: text, File: sources.RepositoryFile{Path: path, Size: blob.Size, SHA256: blob.SHA256}}, nil
 		}
 	}
-	return nil, fault.Hint(fmt.Errorf("no form of the index %s can be had: %w", files[0].Path, missing),
-		"the mirror may be in the middle of an update; try again in some minutes or name another one with --mirror")
+	if offlineMiss(missing) {
+		return nil, missing
+	}
+	return nil, fmt.Errorf("no form of the index %s can be had, the mirror is out of sync with its Release: %w", files[0].Path, missing)
 }
 
 // offlineMiss: with --offline another form of the index may be in the cache.
