@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/mkmachine/mkmachine/internal/kernel"
 	"github.com/mkmachine/mkmachine/internal/kernel/kerneltest"
 )
@@ -31,28 +33,44 @@ func swapFor(t *testing.T, operations int) time.Duration {
 	return 2 * time.Second / time.Duration(operations)
 }
 
-// swap replaces the components of usr/share/doc by links that lead outside, by files and
-// back, as fast as it can, on two threads per processor, until the context ends.
-func swap(ctx context.Context, w *world, wg *sync.WaitGroup) *atomic.Int64 {
+// swap replaces the components of usr/share/doc/x by links that lead outside, by files and
+// back, as fast as it can, on two threads per processor, until the context ends. It stands
+// inside the root as a hostile process there would: it makes links to the outside, but never
+// goes through one itself.
+func swap(ctx context.Context, t testing.TB, w *world, wg *sync.WaitGroup) *atomic.Int64 {
 	var count atomic.Int64
-	root := filepath.Join(w.dir, "root")
-	targets := []string{filepath.Join(w.dir, "outside"), "../../../../../../../.." + filepath.Join(w.dir, "outside"), "..", "/", w.canary}
+	root, err := unix.Open(filepath.Join(w.dir, "root"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	t.Cleanup(func() { unix.Close(root) })
+	outside := filepath.Join(w.dir, "outside")
+	targets := []string{outside, "../../../../../../../.." + outside, "..", "../..", w.dir, w.canary}
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
+	parents := []string{".", "usr", "usr/share", "usr/share/doc"}
+	names := []string{"usr", "share", "doc", "x"}
 	for worker := range 2 * runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			for i := worker; ctx.Err() == nil; i++ {
-				path := filepath.Join(root, []string{"usr", "usr/share", "usr/share/doc", "usr/share/doc/x"}[i%4])
-				aside := fmt.Sprintf("%s/.aside-%d", root, worker)
-				switch {
-				case os.Rename(path, aside) != nil:
-					os.MkdirAll(path, 0o755)
-				case i%3 == 0:
-					os.WriteFile(path, []byte("file"), 0o644)
-				default:
-					os.Symlink(targets[i%len(targets)], path)
+				dir, err := unix.Openat2(root, parents[i%4], &how)
+				if err != nil {
+					continue
 				}
-				os.Remove(path)
-				os.Rename(aside, path)
-				os.RemoveAll(aside)
+				name, aside := names[i%4], fmt.Sprintf(".aside-%d", worker)
+				switch {
+				case unix.Renameat(dir, name, root, aside) != nil:
+					unix.Mkdirat(dir, name, 0o755)
+				case i%3 == 0:
+					if fd, err := unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644); err == nil {
+						unix.Close(fd)
+					}
+				default:
+					unix.Symlinkat(targets[i%len(targets)], dir, name)
+				}
+				runtime.Gosched()
+				unix.Unlinkat(dir, name, 0)
+				unix.Renameat(root, aside, dir, name)
+				unix.Unlinkat(root, aside, 0)
+				unix.Unlinkat(root, aside, unix.AT_REMOVEDIR)
+				unix.Close(dir)
 				count.Add(1)
 			}
 		})
@@ -82,17 +100,21 @@ func TestSwapper(t *testing.T) {
 			u.Close()
 			s.Finish()
 		},
-		"put":       func(r *Root) { r.Put("usr/share/doc/canary", 0o600, 1, 1, []byte("pwned")) },
-		"symlink":   func(r *Root) { r.Symlink("pwned", "usr/share/doc/canary", 1, 1) },
-		"link":      func(r *Root) { r.Link("usr/share/doc/x", "usr/share/doc/canary") },
-		"mkdir":     func(r *Root) { r.MkdirAll("usr/share/doc/dir/sub", 0o700, 1, 1) },
-		"chmod":     func(r *Root) { r.Chmod("usr/share/doc/canary", 0o777); r.Chmod("usr/share/doc", 0o711) },
-		"chown":     func(r *Root) { r.Chown("usr/share/doc/canary", 5, 5) },
-		"chtimes":   func(r *Root) { r.Chtimes("usr/share/doc/canary", 5) },
-		"remove":    func(r *Root) { r.Remove("usr/share/doc/canary") },
-		"removeall": func(r *Root) { r.RemoveAll("usr/share/doc/dir"); r.RemoveAll("usr/share"); r.RemoveContents("usr/share") },
-		"rename":    func(r *Root) { r.Rename("usr/share/doc/canary", "usr/share/doc/gone") },
-		"clamp":     func(r *Root) { r.Clamp(t.Context(), 5) },
+		"put":     func(r *Root) { r.Put("usr/share/doc/canary", 0o600, 1, 1, []byte("pwned")) },
+		"symlink": func(r *Root) { r.Symlink("pwned", "usr/share/doc/canary", 1, 1) },
+		"link":    func(r *Root) { r.Link("usr/share/doc/x", "usr/share/doc/canary") },
+		"mkdir":   func(r *Root) { r.MkdirAll("usr/share/doc/dir/sub", 0o700, 1, 1) },
+		"chmod":   func(r *Root) { r.Chmod("usr/share/doc/canary", 0o777); r.Chmod("usr/share/doc", 0o711) },
+		"chown":   func(r *Root) { r.Chown("usr/share/doc/canary", 5, 5) },
+		"chtimes": func(r *Root) { r.Chtimes("usr/share/doc/canary", 5) },
+		"remove":  func(r *Root) { r.Remove("usr/share/doc/canary") },
+		"removeall": func(r *Root) {
+			r.RemoveAll("usr/share/doc/dir")
+			r.RemoveAll("usr/share")
+			r.RemoveContents("usr/share")
+		},
+		"rename": func(r *Root) { r.Rename("usr/share/doc/canary", "usr/share/doc/gone") },
+		"clamp":  func(r *Root) { r.Clamp(t.Context(), 5) },
 		"read": func(r *Root) {
 			if d, _ := r.ReadFile("usr/share/doc/canary", 1000); bytes.HasPrefix(d, []byte("host:")) {
 				t.Error("read a file of the host")
@@ -118,7 +140,7 @@ func TestSwapper(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), swapFor(t, len(operations)))
 			defer cancel()
 			var wg sync.WaitGroup
-			swaps := swap(ctx, w, &wg)
+			swaps := swap(ctx, t, w, &wg)
 			runs := 0
 			for ; ctx.Err() == nil; runs++ {
 				op(r)
