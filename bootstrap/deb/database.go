@@ -10,6 +10,7 @@ import (
 
 	"github.com/mkmachine/mkmachine/internal/fault"
 	"github.com/mkmachine/mkmachine/internal/rootfs"
+	"github.com/mkmachine/mkmachine/sources"
 )
 
 // admin is dpkg's directory in the tree.
@@ -43,6 +44,10 @@ func (s *server) commit(r *commitRequest) error {
 			if err := s.placeConffiles(u); err != nil {
 				return err
 			}
+		} else if u.Package.Phase == sources.PhaseRequired {
+			if err := s.showConffiles(u); err != nil {
+				return err
+			}
 		}
 	}
 	if err := s.writeInterests(list); err != nil {
@@ -62,6 +67,25 @@ func (u *unpacked) configured() bool {
 func (s *server) placeConffiles(u *unpacked) error {
 	for _, c := range u.conffiles {
 		if err := s.root.Rename(c.Path+".dpkg-new", c.Path); err != nil {
+			return fault.New(fault.Failed, "cannot put conffile of %s in place: %w", u, err)
+		}
+	}
+	return nil
+}
+
+// showConffiles gives the conffiles of a package their own name besides the temporary one,
+// which dpkg takes for an unchanged file. Scripts of the first set see each other's
+// configuration: a bootstrap has that whole set in place before it runs any (passwd of
+// bookworm reads login.defs of login, on which it does not depend).
+func (s *server) showConffiles(u *unpacked) error {
+	for _, c := range u.conffiles {
+		if c.MD5 == "" {
+			continue
+		}
+		if _, err := s.root.Lstat(c.Path); err == nil {
+			continue
+		}
+		if err := s.root.Link(c.Path+".dpkg-new", c.Path); err != nil {
 			return fault.New(fault.Failed, "cannot put conffile of %s in place: %w", u, err)
 		}
 	}

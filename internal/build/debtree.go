@@ -75,6 +75,14 @@ func (f debFamily) bootstrap(ctx context.Context, e *Engine, job *Job, lock *sou
 	if err := e.unpackAll(ctx, in, lock, span); err != nil {
 		return err
 	}
+	if debMerged(job.Recipe, lock) == nil && debReleaseCodename(job.Recipe) == "bookworm" {
+		// The last suite with trees whose /usr is split, for building packages: usr-is-merged
+		// and usrmerge leave those alone when they find this file.
+		flag := deb.File{Path: "/etc/unsupported-skip-usrmerge-conversion", Mode: 0o644, Data: []byte("/usr is split on purpose\n")}
+		if err := in.WriteFiles(ctx, []deb.File{flag}); err != nil {
+			return err
+		}
+	}
 	configure := span.Start("configure", "")
 	err = in.Configure(ctx)
 	configure.End(err)
