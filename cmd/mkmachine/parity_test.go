@@ -213,7 +213,6 @@ var notCompared = []struct{ pattern, reason string }{
 	{"etc/apt/sources.list", "the peer writes one line per archive, we write deb822"},
 	{"etc/apt/sources.list.d/**", "the peer writes one line per archive, we write deb822"},
 	{"etc/apt/apt.conf.d/99mmdebstrap", "the peer's own settings"},
-	{"etc/unsupported-skip-usrmerge-conversion", "a flag whose text means nothing"},
 	{"etc/fstab", "a comment that says it is to be replaced by an installer; machines mount nothing"},
 	{"etc/apt/apt.conf.d/01autoremove-kernels", "written by apt when it runs"},
 	{"etc/hostname", "the peer copies the host's"}, {"etc/resolv.conf", "the peer copies the host's"},

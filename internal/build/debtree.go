@@ -76,9 +76,10 @@ func (f debFamily) bootstrap(ctx context.Context, e *Engine, job *Job, lock *sou
 		return err
 	}
 	if debMerged(job.Recipe, lock) == nil && debReleaseCodename(job.Recipe) == "bookworm" {
-		// The last suite with trees whose /usr is split, for building packages: usr-is-merged
-		// and usrmerge leave those alone when they find this file.
-		flag := deb.File{Path: "/etc/unsupported-skip-usrmerge-conversion", Mode: 0o644, Data: []byte("/usr is split on purpose\n")}
+		// The last suite with trees whose /usr is split, for building packages. The preinst of
+		// usr-is-merged lets them be when it finds this file with these words in it.
+		const words = "this system will not be supported in the future\n"
+		flag := deb.File{Path: "/etc/unsupported-skip-usrmerge-conversion", Mode: 0o644, Data: []byte(words)}
 		if err := in.WriteFiles(ctx, []deb.File{flag}); err != nil {
 			return err
 		}
