@@ -139,12 +139,12 @@ func (a *apt) run(args ...string) (string, error) {
 	return string(out), err
 }
 
-var aptInstalls = regexp.MustCompile(`(?m)^Inst (\S+) (?:\[[^]]*\] )?\((\S+)|^Remv (\S+)`)
+var aptInstalls = regexp.MustCompile(`(?m)^Inst (\S+) (?:\[[^]]*\] )?\((\S+)|^Remv (\S+)|^AutoDep: (\S+):(\S+)`)
 
-// install is what "apt-get install" would do: "name=version" and "-name", sorted; or an
-// error with what it said.
+// install is what "apt-get install" would do: "name=version", followed by "*" for what is
+// marked as installed automatically, and "-name", sorted; or an error with what it said.
 func (a *apt) install(recommends bool, wants ...string) ([]string, error) {
-	args := []string{"-s", "install"}
+	args := []string{"-s", "-o", "Debug::pkgAutoRemove=true", "install"}
 	if recommends {
 		args = append(args, "-o", "APT::Install-Recommends=true")
 	}
@@ -153,11 +153,18 @@ func (a *apt) install(recommends bool, wants ...string) ([]string, error) {
 		return nil, errors.New(out[max(0, len(out)-600):])
 	}
 	var list []string
+	auto := map[string]string{}
 	for _, m := range aptInstalls.FindAllStringSubmatch(out, -1) {
-		if m[3] != "" {
+		switch {
+		case m[4] != "":
+			auto[m[4]], auto[m[4]+":"+m[5]] = "*", "*"
+		case m[3] != "":
 			list = append(list, "-"+m[3])
-		} else {
-			list = append(list, m[1]+"="+m[2])
+		}
+	}
+	for _, m := range aptInstalls.FindAllStringSubmatch(out, -1) {
+		if m[1] != "" {
+			list = append(list, m[1]+"="+m[2]+auto[m[1]])
 		}
 	}
 	slices.Sort(list)
@@ -189,7 +196,11 @@ func difference(u *Universe, req Request) ([]string, error) {
 	var out []string
 	for _, p := range after {
 		if had[name(p)] != p.Version {
-			out = append(out, name(p)+"="+p.Version)
+			mark := ""
+			if p.Auto {
+				mark = "*"
+			}
+			out = append(out, name(p)+"="+p.Version+mark)
 		}
 		delete(had, name(p))
 	}
