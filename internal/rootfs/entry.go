@@ -3,8 +3,10 @@
 package rootfs
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
@@ -220,12 +222,14 @@ func (p *policy) xattrs(e *Entry, h *tar.Header) error {
 		if err != nil {
 			return fmt.Errorf("entry %q: %w", h.Name, err)
 		}
-		for _, have := range e.Xattrs {
-			if have.Name == x.Name {
-				return fault.New(fault.Format, "entry %q has %q twice", h.Name, x.Name)
-			}
+		// GNU tar writes an ACL as text and as attribute; they must say the same.
+		i := slices.IndexFunc(e.Xattrs, func(have Xattr) bool { return have.Name == x.Name })
+		switch {
+		case i < 0:
+			e.Xattrs = append(e.Xattrs, x)
+		case !bytes.Equal(e.Xattrs[i].Value, x.Value):
+			return fault.New(fault.Format, "entry %q has two different %q", h.Name, x.Name)
 		}
-		e.Xattrs = append(e.Xattrs, x)
 	}
 	return nil
 }
