@@ -12,6 +12,7 @@ import (
 
 	"github.com/mkmachine/mkmachine/internal/fault"
 	"github.com/mkmachine/mkmachine/internal/rootfs"
+	"github.com/mkmachine/mkmachine/sources"
 	archive "github.com/mkmachine/mkmachine/sources/deb"
 )
 
@@ -313,7 +314,16 @@ func (s *server) divert() error {
 			continue
 		}
 		for _, u := range s.pkgs {
-			if u.Package.Name == d.Package || u.held || !u.ships(from) {
+			if u.Package.Name == d.Package || u.held {
+				continue
+			}
+			if dir := u.directory(from); dir != nil && u.Package.Phase != sources.PhaseRequired {
+				// dpkg would have made it by its other name; the first set is there before diversions are.
+				if _, err := s.root.Mkdir(d.To[1:], dir.Mode, dir.UID, dir.GID); err != nil {
+					return err
+				}
+			}
+			if !u.ships(from) {
 				continue
 			}
 			if err := s.moveDiverted(u, d); err != nil {
@@ -322,6 +332,15 @@ func (s *server) divert() error {
 		}
 	}
 	return nil
+}
+
+// directory is the package's entry for a directory, or nil.
+func (u *unpacked) directory(path string) *entry {
+	i := slices.IndexFunc(u.entries, func(e entry) bool { return e.Path == path && e.Type == rootfs.Dir })
+	if i < 0 {
+		return nil
+	}
+	return &u.entries[i]
 }
 
 func (u *unpacked) ships(path string) bool {

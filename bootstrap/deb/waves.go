@@ -14,11 +14,11 @@ import (
 // together: database, preinsts, one dpkg --configure -a.
 //
 // A preinst may count on its Pre-Depends being configured (Debian policy 7.2). The sets
-// that a bootstrap consists of are proven to do without, so they are the first wave. What
-// is added comes after it: nothing depends on Essential packages by name, yet scripts use
-// them as they are when configured (su has its PAM file only then). An added package whose
-// preinst leans on something that has still to be configured comes a wave later, and so
-// does what depends on that package. Most sets are one or two waves.
+// that a bootstrap consists of are proven to do without, so the required set is the first
+// wave, the rest of the variant the second, what is added the third: nothing depends on
+// Essential packages by name, yet scripts use them as they are when configured (su has its
+// PAM file only then). An added package whose preinst leans on something that has still to
+// be configured comes a wave later, and so does what depends on that package.
 //
 // The result holds facts in install order; waves are never empty.
 func plan(facts []*Facts) [][]*Facts {
@@ -28,10 +28,7 @@ func plan(facts []*Facts) [][]*Facts {
 	for changed := true; changed; {
 		changed = false
 		for i := range facts {
-			want := 0
-			if facts[i].Phase == sources.PhaseAdded {
-				want = 1
-			}
+			want := phaseWave(facts[i].Phase)
 			for _, d := range g.needs[i] {
 				want = max(want, level[d])
 			}
@@ -48,6 +45,17 @@ func plan(facts []*Facts) [][]*Facts {
 		waves[level[i]] = append(waves[level[i]], f)
 	}
 	return slices.DeleteFunc(waves, func(w []*Facts) bool { return len(w) == 0 })
+}
+
+// phaseWave is the earliest wave of a phase.
+func phaseWave(p sources.Phase) int {
+	switch p {
+	case sources.PhaseAdded:
+		return 2
+	case sources.PhaseBase:
+		return 1
+	}
+	return 0
 }
 
 // graph holds, by index into the facts, what each package depends on within the set.

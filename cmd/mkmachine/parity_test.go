@@ -225,6 +225,8 @@ var notCompared = []struct{ pattern, reason string }{
 	{"etc/ssh/ssh_host_*", "identity: templates carry no host keys"},
 	{"etc/ssl/private/ssl-cert-snakeoil.key", "identity"}, {"etc/ssl/certs/ssl-cert-snakeoil.pem", "identity"}, {"etc/ssl/certs/*.0", "links named by the hash of the snakeoil certificate"},
 	{"usr/share/python3/debpython/__pycache__/*", "written by python when it imports them; the bytes depend on what was imported before"},
+	{"var/lib/ucf/*.[0-9]", "backups of the state before the last change"},
+	{"etc/.resolv.conf.systemd-resolved.bak", "the peer copies the host's resolv.conf"},
 	{"var/lib/postgresql/**", "a database cluster has a random identifier"},
 	{"var/lib/dpkg/info/format", "the same text; kept by some versions of dpkg only"},
 }
@@ -413,7 +415,7 @@ func normalise(p string, text []byte) []byte {
 		return sortedLines(dropFields(text, 2, 3))
 	case "etc/shadow", "etc/gshadow":
 		return sortedLines(dropFields(text, 2))
-	case "etc/subuid", "etc/subgid", "etc/shells", "var/lib/dpkg/triggers/File", "etc/ld.so.cache":
+	case "etc/subuid", "etc/subgid", "etc/shells", "var/lib/dpkg/triggers/File", "etc/ld.so.cache", "var/lib/ucf/hashfile", "var/lib/ucf/registry":
 		return sortedLines(text)
 	case "var/lib/dpkg/status":
 		parts := strings.Split(strings.TrimSpace(string(text)), "\n\n")
