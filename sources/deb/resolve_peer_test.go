@@ -254,3 +254,42 @@ func TestAddAgainstApt(t *testing.T) {
 		})
 	}
 }
+
+// TestForeignAgainstApt runs the cases of TestForeignArchitectures through apt.
+func TestForeignAgainstApt(t *testing.T) {
+	pockets, archs := []pocket{foreignPocket()}, []string{"amd64", "i386"}
+	u := universeOf(t, pockets, archs)
+	req := Request{Arch: "amd64", ForeignArchs: archs[1:], Suite: "trixie", Variant: VariantMinbase}
+	base, err := Resolve(context.Background(), u, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newApt(t, repository(t, pockets), pockets, archs, u, base)
+	for _, test := range foreignCases {
+		a.compare(t, u, req, false, strings.Fields(test.add)...)
+	}
+}
+
+// TestPocketsAgainstApt: a newer version in a second pocket, and one that is only taken
+// when asked for.
+func TestPocketsAgainstApt(t *testing.T) {
+	one := func(stanzas ...string) map[string]string {
+		return map[string]string{"amd64": strings.Join(stanzas, "")}
+	}
+	pockets, archs := []pocket{
+		{suite: "trixie", indexes: one(append(slices.Clone(tiny), stanza("Package: aa"), stanza("Package: bb", "Depends: aa (>= 1.1)"), stanza("Package: cc"))...)},
+		{suite: "trixie-updates", indexes: one(stanza("Package: aa", "Version: 1.1"), stanza("Package: libc", "Version: 1.1"))},
+		{suite: "trixie-backports", backport: true, indexes: one(stanza("Package: aa", "Version: 5"), stanza("Package: dd", "Depends: aa (>= 5)"),
+			stanza("Package: ee", "Depends: aa"), stanza("Package: libc", "Version: 5"), stanza("Package: cc", "Version: 2", "Depends: libc (>= 5)"))},
+	}, []string{"amd64"}
+	u := universeOf(t, pockets, archs)
+	req := Request{Arch: "amd64", Suite: "trixie", Variant: VariantMinbase}
+	base, err := Resolve(context.Background(), u, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newApt(t, repository(t, pockets), pockets, archs, u, base)
+	for _, add := range []string{"aa", "aa=1", "aa=5", "bb", "bb aa=1", "cc", "cc=2", "cc=2 libc=5", "dd", "dd aa=5", "ee", "libc=1", "libc=5"} {
+		a.compare(t, u, req, false, strings.Fields(add)...)
+	}
+}

@@ -237,7 +237,8 @@ func TestPockets(t *testing.T) {
 	}
 }
 
-func TestForeignArchitectures(t *testing.T) {
+// foreignPocket has packages of two architectures.
+func foreignPocket() pocket {
 	native := append(slices.Clone(tiny),
 		stanza("Package: libx", "Multi-Arch: same"), stanza("Package: tool", "Multi-Arch: foreign"), stanza("Package: plain"), stanza("Package: data", "Architecture: all"),
 		stanza("Package: libskew", "Version: 2", "Multi-Arch: same"), stanza("Package: interp", "Multi-Arch: allowed"))
@@ -253,19 +254,25 @@ func TestForeignArchitectures(t *testing.T) {
 		stanza("Package: mixed", "Architecture: i386", "Depends: plain:amd64"),
 		stanza("Package: data", "Architecture: all"),
 	}
-	u := NewUniverse(index(t, IndexSource{}, native...), index(t, IndexSource{}, i386...))
-	for _, test := range []struct{ add, want string }{
-		{"libx", "+libx=1"},
-		{"libx:i386", "+libx=1:i386"},
-		{"libx libx:i386", "+libx=1 +libx=1:i386"},
-		{"app", "data of amd64 does not satisfy packages of i386"},
-		{"tool plain", "+plain=1 +tool=1"},
-		{"strict:i386", "plain=1:i386 +strict=1:i386"},
-		{"strict:i386 plain", "plain 1 is asked for"},
-		{"mixed:i386", "plain=1 +mixed=1:i386"},
-		{"libskew libskew:i386", "libskew"},
-		{"libc:i386", "conflicts with libc"},
-	} {
+	return pocket{suite: "trixie", indexes: map[string]string{"amd64": strings.Join(native, ""), "i386": strings.Join(i386, "")}}
+}
+
+var foreignCases = []struct{ add, want string }{
+	{"libx", "+libx=1"},
+	{"libx:i386", "+libx=1:i386"},
+	{"libx libx:i386", "+libx=1 +libx=1:i386"},
+	{"app", "data of amd64 does not satisfy packages of i386"},
+	{"tool plain", "+plain=1 +tool=1"},
+	{"strict:i386", "plain=1:i386 +strict=1:i386"},
+	{"strict:i386 plain", "plain 1 is asked for"},
+	{"mixed:i386", "plain=1 +mixed=1:i386"},
+	{"libskew libskew:i386", "libskew"},
+	{"libc:i386", "conflicts with libc"},
+}
+
+func TestForeignArchitectures(t *testing.T) {
+	u := universeOf(t, []pocket{foreignPocket()}, []string{"amd64", "i386"})
+	for _, test := range foreignCases {
 		got, err := added(t, u, Request{Arch: "amd64", Suite: "trixie", ForeignArchs: []string{"i386"}, Add: wants(strings.Fields(test.add)...)})
 		s := strings.Join(got, " ")
 		if err != nil {
@@ -399,4 +406,34 @@ func TestResolveIsDeterministic(t *testing.T) {
 			t.Fatalf("run %d differs", i)
 		}
 	}
+}
+
+func FuzzResolve(f *testing.F) {
+	for _, test := range addCases {
+		f.Add(strings.Join(tiny, "")+strings.Join(test.stanzas, ""), test.add, test.recommends)
+	}
+	f.Fuzz(func(t *testing.T, packages, add string, recommends bool) {
+		x, err := ParseIndex(IndexSource{Name: "i"}, []byte(packages))
+		if err != nil {
+			return
+		}
+		for _, v := range []Variant{VariantEssential, VariantMinbase, VariantBuildd} {
+			list, err := Resolve(context.Background(), NewUniverse(x), Request{
+				Arch: "amd64", Suite: "trixie", Variant: v, Add: wants(strings.Fields(add)...), Recommends: recommends,
+			})
+			if err != nil {
+				if fault.ClassOf(err) == fault.Failed {
+					t.Errorf("no class: %v", err)
+				}
+				continue
+			}
+			seen := map[string]bool{}
+			for _, p := range list {
+				if seen[p.Name+":"+p.Arch] {
+					t.Errorf("%s is chosen twice", p.Name)
+				}
+				seen[p.Name+":"+p.Arch] = true
+			}
+		}
+	})
 }
