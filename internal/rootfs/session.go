@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -45,6 +46,8 @@ type Session struct {
 	claims   map[claimKey]int
 	overlaps []Overlap
 	told     map[string]bool
+
+	names [64]sync.Mutex // by name, see lock
 
 	noCloneRange, noCopyRange atomic.Bool
 }
@@ -139,9 +142,17 @@ func (s *Session) shipped(e *Entry, id inode, order int) {
 	d.shipped = true
 }
 
-// claim asks whether the archive with this order may have the name. It is asked before
-// the file is made and again each time something is found in the way, so that the last
-// word is the same whoever came first.
+// lock keeps other unpackers of the session from working on the name until the result is
+// called.
+func (s *Session) lock(dir inode, name string) func() {
+	h := fnv.New32a()
+	h.Write([]byte(name))
+	m := &s.names[(uint64(h.Sum32())+dir.ino)%uint64(len(s.names))]
+	m.Lock()
+	return m.Unlock
+}
+
+// claim asks whether the archive with this order may have the name, under the name's lock.
 func (s *Session) claim(dir inode, name, path string, order int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

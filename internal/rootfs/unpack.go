@@ -235,10 +235,14 @@ func (u *Unpacker) dir(e *Entry) error {
 		if serr != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR {
 			return err
 		}
+		unlock := u.s.lock(parent.ino, base)
 		if !u.s.claim(parent.ino, base, e.Path, u.o.Order) {
-			return fault.New(fault.Path, "another archive has a file there")
+			err = fault.New(fault.Path, "another archive has a file there")
+		} else {
+			err = u.clear(parent, base, e.Path)
 		}
-		if err := u.clear(parent, base, e.Path); err != nil {
+		unlock()
+		if err != nil {
 			return err
 		}
 		d, err = u.dirs.get(e.Path, true)
@@ -277,56 +281,55 @@ func (u *Unpacker) clear(d *openDir, base, path string) error {
 	return err
 }
 
-// attempts bounds how often a name is cleared again because somebody else took it.
-const attempts = 64
-
 // file makes everything that is not a directory. It reports whether the entry is in the
-// tree now, which it is not when another archive of the session has the name.
+// tree now, which it is not when another archive of the session has the name. From the
+// claim until the name is made nobody else of the session works on it.
 func (u *Unpacker) file(e *Entry, write body) (won bool, sum []byte, err error) {
 	dir, base := split(e.Path)
-	for range attempts {
-		d, err := u.dirs.get(dir, true)
-		if err != nil {
-			return false, nil, err
-		}
-		if !u.s.claim(d.ino, base, e.Path, u.o.Order) {
-			return false, nil, nil
-		}
-		switch e.Type {
-		case File:
-			sum, err = u.regular(d, base, e, write)
-		case Symlink:
-			err = u.symlink(d, base, e)
-		case Hardlink:
-			err = u.hardlink(d, base, e)
-		case Fifo:
-			err = u.fifo(d, base, e)
-		default:
-			return false, nil, fault.New(fault.Format, "entry of type %q", e.Type)
-		}
-		if err != unix.EEXIST {
-			return err == nil, sum, err
-		}
-		if d, err = u.dirs.get(dir, true); err != nil {
-			return false, nil, err
-		}
-		if !u.s.claim(d.ino, base, e.Path, u.o.Order) {
-			return false, nil, nil
-		}
-		if err := u.clear(d, base, e.Path); err != nil {
-			return false, nil, err
+	d, err := u.dirs.get(dir, true)
+	if err != nil {
+		return false, nil, err
+	}
+	unlock := u.s.lock(d.ino, base)
+	fd := -1
+	won = u.s.claim(d.ino, base, e.Path, u.o.Order)
+	if won {
+		fd, err = u.make(d, base, e)
+		if err == unix.EEXIST {
+			if err = u.clear(d, base, e.Path); err == nil {
+				fd, err = u.make(d, base, e)
+			}
 		}
 	}
-	return false, nil, fault.New(fault.State, "name kept being taken")
+	unlock()
+	if err != nil || !won {
+		return false, nil, err
+	}
+	if fd >= 0 {
+		sum, err = u.fill(fd, e, write)
+	}
+	return err == nil, sum, err
 }
 
-func (u *Unpacker) regular(d *openDir, base string, e *Entry, write body) (sum []byte, err error) {
-	fd, err := retry(func() (int, error) {
-		return unix.Openat(d.fd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	})
-	if err != nil {
-		return nil, err
+// make makes the name; a regular file comes back open and empty.
+func (u *Unpacker) make(d *openDir, base string, e *Entry) (fd int, err error) {
+	switch e.Type {
+	case File:
+		return retry(func() (int, error) {
+			return unix.Openat(d.fd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		})
+	case Symlink:
+		return -1, u.symlink(d, base, e)
+	case Hardlink:
+		return -1, u.hardlink(d, base, e)
+	case Fifo:
+		return -1, u.fifo(d, base, e)
 	}
+	return -1, fault.New(fault.Format, "entry of type %q", e.Type)
+}
+
+// fill writes a new regular file and closes it.
+func (u *Unpacker) fill(fd int, e *Entry, write body) (sum []byte, err error) {
 	defer func() {
 		if cerr := unix.Close(fd); err == nil && cerr != nil && cerr != unix.EINTR {
 			err = cerr
