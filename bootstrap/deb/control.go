@@ -87,7 +87,7 @@ func writeConffiles(w *bytes.Buffer, state string, conffiles []conffile) {
 	w.WriteString("Conffiles:\n")
 	for _, c := range conffiles {
 		digest := "newconffile"
-		if state == "installed" {
+		if state == "installed" && !c.RemoveOnUpgrade {
 			digest = c.MD5
 		}
 		w.WriteString(" " + c.Path + " " + digest)

@@ -61,11 +61,14 @@ func (u *unpacked) configured() bool {
 	if u.has("preinst") || u.has("postinst") || u.has("config") {
 		return false
 	}
-	return !slices.ContainsFunc(u.conffiles, func(c conffile) bool { return c.MD5 == "" })
+	return !slices.ContainsFunc(u.conffiles, func(c conffile) bool { return c.MD5 == "" && !c.RemoveOnUpgrade })
 }
 
 func (s *server) placeConffiles(u *unpacked) error {
 	for _, c := range u.conffiles {
+		if c.RemoveOnUpgrade {
+			continue
+		}
 		if err := s.root.Rename(c.Path+".dpkg-new", c.Path); err != nil {
 			return fault.New(fault.Failed, "cannot put conffile of %s in place: %w", u, err)
 		}
@@ -103,13 +106,17 @@ func (s *server) writeInfo(u *unpacked) error {
 			return err
 		}
 	}
-	var list, sums bytes.Buffer
+	var list, links, sums bytes.Buffer
 	for i := range u.entries {
 		e := &u.entries[i]
 		if e.Dropped {
 			continue
 		}
-		list.WriteString(e.listed() + "\n")
+		to := &list
+		if e.Type == rootfs.Symlink {
+			to = &links // dpkg makes them when all else is there
+		}
+		to.WriteString(e.listed() + "\n")
 		if e.MD5 != "" {
 			sums.WriteString(e.MD5 + "  " + e.Path + "\n")
 		}
@@ -119,7 +126,7 @@ func (s *server) writeInfo(u *unpacked) error {
 			return err
 		}
 	}
-	return s.put(base+"list", 0o644, list.Bytes())
+	return s.put(base+"list", 0o644, append(list.Bytes(), links.Bytes()...))
 }
 
 // writeInterests adds the trigger interests of packages to triggers/.
