@@ -34,13 +34,15 @@ func onOwnThread(work func()) {
 	}()
 }
 
-// enterMountNamespace gives the calling thread a root, a working directory and a mount
+// enterMountNamespace gives the calling thread a root, a working directory, a umask and a mount
 // namespace of its own, owned by the user namespace of this process, in which nothing
 // propagates to or from the host (SEC-18).
 func enterMountNamespace() error {
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 		return fault.New(fault.Host, "cannot create a mount namespace: %w", err)
 	}
+	// The caller's umask is no business of what is made here, nor of the machine's commands.
+	unix.Umask(0o022)
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fault.New(fault.Failed, "cannot make the mount namespace private: %w", err)
 	}

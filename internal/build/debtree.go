@@ -176,8 +176,11 @@ func spawnIn(dir string) deb.Spawn {
 func debCulprit(r *recipes.Recipe, err error) fault.Pos {
 	text := err.Error()
 	for _, p := range r.Packages.Add {
-		if strings.Contains(text, `"`+p.Value+`"`) || strings.Contains(text, " "+debWant(p.Value).Name+" ") {
-			return p.Pos
+		name := debWant(p.Value).Name
+		for _, form := range []string{`"` + p.Value + `"`, " " + p.Value + ":", " " + name + " ", " " + name + ":"} {
+			if strings.Contains(text, form) {
+				return p.Pos
+			}
 		}
 	}
 	return r.Packages.Pos
