@@ -252,16 +252,31 @@ func (c *Confined) Close() error {
 // written through a private instance of /proc, so that nothing mounted over the host's can
 // redirect it (SEC-11).
 func writeIDMaps(pid int, text string) error {
+	wrap := func(what string, err error) error { return fault.New(fault.Failed, "cannot %s: %w", what, err) }
+	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return wrap("open a private /proc", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return wrap("make a private /proc", err)
+	}
+	proc, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return wrap("mount a private /proc", err)
+	}
+	defer unix.Close(proc)
+	how := &unix.OpenHow{Flags: unix.O_WRONLY | unix.O_CLOEXEC | unix.O_NOFOLLOW,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS}
 	for _, name := range []string{"uid_map", "gid_map"} {
-		path := "/proc/" + strconv.Itoa(pid) + "/" + name
-		fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+		fd, err := unix.Openat2(proc, strconv.Itoa(pid)+"/"+name, how)
 		if err != nil {
-			return fault.New(fault.Failed, "cannot open %s: %w", path, err)
+			return wrap("open "+name, err)
 		}
 		_, err = unix.Write(fd, []byte(text))
 		unix.Close(fd)
 		if err != nil {
-			return fault.New(fault.Failed, "cannot write %s: %w", path, err)
+			return wrap("write "+name, err)
 		}
 	}
 	return nil

@@ -3,6 +3,7 @@
 package runner
 
 import (
+	"debug/elf"
 	"io"
 	"os"
 	"sync"
@@ -27,6 +28,9 @@ func sealSelf() (*os.File, error) {
 		return nil, wrap(err)
 	}
 	defer self.Close()
+	if err := static(self); err != nil {
+		return nil, err
+	}
 	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
 	fd, err := unix.MemfdCreate("mkmachine", flags|unix.MFD_EXEC)
 	if err == unix.EINVAL { // before Linux 6.3 all memory files are executable
@@ -50,4 +54,19 @@ func sealSelf() (*os.File, error) {
 		return nil, wrap(err)
 	}
 	return image, nil
+}
+
+// static refuses a program that needs a loader: there is none where the copy is executed.
+func static(file *os.File) error {
+	program, err := elf.NewFile(file)
+	if err != nil {
+		return fault.New(fault.Internal, "internal error: cannot read this program: %w", err)
+	}
+	for _, p := range program.Progs {
+		if p.Type == elf.PT_INTERP {
+			return fault.Hint(fault.New(fault.Host, "cannot start a child: this program is linked dynamically"),
+				"build it with CGO_ENABLED=0")
+		}
+	}
+	return nil
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // drainGrace is how long output is awaited from descendants that outlive a command and have
-// kept its output open, counted from the last byte.
+// kept its output open.
 const drainGrace = 200 * time.Millisecond
 
 // relay copies between the streams of the caller and the fresh pipes, or the fresh terminal,
@@ -106,19 +106,41 @@ func (i *Instance) pipe(input bool) (read, write *os.File, err error) {
 	return read, write, nil
 }
 
-// drain copies until the end of the pipe, or the deadline that wait sets.
+// drain copies until the end of the pipe. After the deadline that wait sets it takes what is in
+// there and does not wait for more.
 func drain(sink io.Writer, pipe *os.File) error {
 	buffer := make([]byte, 32<<10)
 	var failed error
-	for {
-		n, err := pipe.Read(buffer)
+	pass := func(n int) {
 		if n > 0 && failed == nil {
 			_, failed = sink.Write(buffer[:n]) // on failure, go on reading: the command must not hang
+		}
+	}
+	for {
+		n, err := pipe.Read(buffer)
+		pass(n)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			for n := readNow(pipe, buffer); n > 0; n = readNow(pipe, buffer) {
+				pass(n)
+			}
 		}
 		if err != nil {
 			return failed
 		}
 	}
+}
+
+// readNow reads what can be read without waiting.
+func readNow(file *os.File, buffer []byte) int {
+	n := 0
+	raw, err := file.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { n, _ = unix.Read(int(fd), buffer) })
+	}
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 func (r *relay) start() {

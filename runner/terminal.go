@@ -29,7 +29,7 @@ const (
 type terminalRelay struct {
 	user   *Terminal
 	master *os.File
-	fd     int      // of master; asking master for it would make it block
+	fd     int    // of master; asking master for it would make it block
 	wake   [2]int // a pipe whose end stops the reading of the caller's terminal
 	state  *term.State
 	resize chan os.Signal
@@ -43,7 +43,9 @@ type terminalRelay struct {
 // newTerminal allocates a pair in the machine's own devpts. Its location was opened before
 // anything of the machine ran, and the slave comes from the master, not from a path (SEC-10).
 func (i *Instance) newTerminal(user *Terminal) (*terminalRelay, *os.File, error) {
-	wrap := func(err error) error { return fault.New(fault.Failed, "cannot make a terminal in the machine: %w", err) }
+	wrap := func(err error) error {
+		return fault.New(fault.Failed, "cannot make a terminal in the machine: %w", err)
+	}
 	if user.File == nil {
 		return nil, nil, fault.New(fault.Internal, "internal error: a terminal without a file")
 	}
@@ -53,7 +55,9 @@ func (i *Instance) newTerminal(user *Terminal) (*terminalRelay, *os.File, error)
 		return nil, nil, wrap(err)
 	}
 	t := &terminalRelay{user: user, master: os.NewFile(uintptr(fd), "terminal"), fd: fd, output: make(chan struct{})}
-	fail := func(err error) (*terminalRelay, *os.File, error) { return nil, nil, errors.Join(wrap(err), t.master.Close()) }
+	fail := func(err error) (*terminalRelay, *os.File, error) {
+		return nil, nil, errors.Join(wrap(err), t.master.Close())
+	}
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
 		return fail(err)
 	}
