@@ -67,8 +67,13 @@ func Controllers(dir string) []string {
 
 // checkBPF loads the smallest device program: r0 = 1; exit.
 func checkBPF() error {
-	insns := [16]byte{0xb7, 0, 0, 0, 1, 0, 0, 0, 0x95}
-	license := [2]byte{'0'}
+	insns := &[16]byte{0xb7, 0, 0, 0, 1, 0, 0, 0, 0x95}
+	license := &[2]byte{'0'}
+	// Their addresses go to the kernel as numbers: they must not lie on a stack, which can move.
+	var pinned runtime.Pinner
+	defer pinned.Unpin()
+	pinned.Pin(insns)
+	pinned.Pin(license)
 	attr := struct {
 		kind, count       uint32
 		insns, license    uint64
@@ -77,11 +82,9 @@ func checkBPF() error {
 		version, flags    uint32
 		name              [16]byte
 		ifindex, expected uint32
-	}{kind: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: 2, insns: uint64(uintptr(unsafe.Pointer(&insns))),
-		license: uint64(uintptr(unsafe.Pointer(&license))), expected: unix.BPF_CGROUP_DEVICE}
+	}{kind: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: 2, insns: uint64(uintptr(unsafe.Pointer(insns))),
+		license: uint64(uintptr(unsafe.Pointer(license))), expected: unix.BPF_CGROUP_DEVICE}
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	runtime.KeepAlive(&insns)
-	runtime.KeepAlive(&license)
 	if errno != 0 {
 		return missing("run as root on a kernel with CONFIG_CGROUP_BPF", "cannot load a device program: %v", errno)
 	}

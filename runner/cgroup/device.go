@@ -73,6 +73,11 @@ func deviceFilter(devices []Device) []byte {
 func attachDevices(dir int, devices []Device) error {
 	code := deviceFilter(devices)
 	license := []byte("Apache-2.0\x00")
+	// Their addresses go to the kernel as numbers: they must not lie on a stack, which can move.
+	var pinned runtime.Pinner
+	defer pinned.Unpin()
+	pinned.Pin(&code[0])
+	pinned.Pin(&license[0])
 	load := struct {
 		kind, count       uint32
 		code, license     uint64
@@ -84,8 +89,6 @@ func attachDevices(dir int, devices []Device) error {
 	}{kind: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: uint32(len(code) / 8), code: uint64(uintptr(unsafe.Pointer(&code[0]))),
 		license: uint64(uintptr(unsafe.Pointer(&license[0]))), name: [16]byte{'m', 'k', 'm', 'a', 'c', 'h', 'i', 'n', 'e'}, expected: unix.BPF_CGROUP_DEVICE}
 	prog, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&load)), unsafe.Sizeof(load))
-	runtime.KeepAlive(code)
-	runtime.KeepAlive(license)
 	if errno != 0 {
 		return fault.Hint(fault.New(fault.Host, "cannot load the device filter: %w", errno), "use a kernel with CONFIG_CGROUP_BPF, and run as root")
 	}

@@ -105,6 +105,11 @@ func (p *Program) Bytes(data []byte) uintptr {
 	return uintptr(unsafe.Pointer(&p.arena[at]))
 }
 
+// offset is where in the table an address lies.
+func (p *Program) offset(address uintptr) uintptr {
+	return address - uintptr(unsafe.Pointer(&p.arena[0]))
+}
+
 // Text copies a NUL-terminated string.
 func (p *Program) Text(s string) uintptr { return p.Bytes(append([]byte(s), 0)) }
 
@@ -145,10 +150,14 @@ func (p *Program) Start(flags uint64, cgroup int) (*Process, error) {
 	}
 	p.row(len(p.names)).nr = ^uintptr(0) // ends the table: exit
 
-	var pidfd int32 = -1
+	// The kernel stores the descriptor here; a variable on a Go stack could move meanwhile.
+	pidfd := p.Bytes([]byte{0, 0, 0, 0})
+	if p.err != nil {
+		return nil, p.err
+	}
 	args := &cloneArgs{
 		flags:      flags | unix.CLONE_VM | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND,
-		pidfd:      uint64(uintptr(unsafe.Pointer(&pidfd))),
+		pidfd:      uint64(pidfd),
 		exitSignal: uint64(unix.SIGCHLD),
 	}
 	if cgroup >= 0 {
@@ -175,7 +184,7 @@ func (p *Program) Start(flags uint64, cgroup int) (*Process, error) {
 	if errno := asErrno(r); errno != 0 {
 		return nil, fault.New(fault.Failed, "cannot create a process with new namespaces (%#x): %w", flags, errno)
 	}
-	child := &Process{Pid: int(r), PidFD: int(pidfd)}
+	child := &Process{Pid: int(r), PidFD: int(*(*int32)(unsafe.Pointer(&p.arena[p.offset(pidfd)])))}
 	if maskErr != nil {
 		_ = unix.PidfdSendSignal(child.PidFD, unix.SIGKILL, nil, 0)
 		return nil, fault.New(fault.Failed, "cannot restore the signal mask: %w", maskErr)

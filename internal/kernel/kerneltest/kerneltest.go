@@ -10,6 +10,7 @@ package kerneltest
 
 import (
 	"bufio"
+	"debug/elf"
 	"fmt"
 	"os"
 	"os/exec"
@@ -52,6 +53,22 @@ func Program(t testing.TB, name string) string {
 		Lacks(t, name, err.Error())
 	}
 	return path
+}
+
+// Static skips the test unless the test binary is linked statically, as the program is: what
+// runs in an empty root has no loader.
+func Static(t testing.TB) {
+	t.Helper()
+	file, err := elf.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for _, p := range file.Progs {
+		if p.Type == elf.PT_INTERP {
+			Lacks(t, "static", "the test binary is linked dynamically; set CGO_ENABLED=0")
+		}
+	}
 }
 
 // Fixtures gives a directory of the shared fixtures: below $MKMACHINE_FIXTURES, or below

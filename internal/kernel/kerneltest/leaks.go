@@ -83,14 +83,15 @@ func observe(dirs []string) []string {
 	return out
 }
 
-// descriptors lists open files by what they refer to. Go's own poller descriptors, made once
-// per process, are left out.
+// descriptors lists open files by what they refer to. What is made once per process and kept
+// is left out: Go's poller, and the runner's sealed copy of the program.
 func descriptors() []string {
 	entries, _ := os.ReadDir("/proc/self/fd")
 	var out []string
 	for _, e := range entries {
 		target, err := os.Readlink("/proc/self/fd/" + e.Name())
 		if err != nil || strings.Contains(target, "eventpoll") || strings.Contains(target, "eventfd") ||
+			strings.HasPrefix(target, "/memfd:mkmachine") ||
 			strings.HasPrefix(target, "/proc/") {
 			continue
 		}
