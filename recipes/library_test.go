@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/kernel/kerneltest"
 )
 
 func TestLibrary(t *testing.T) {
@@ -124,10 +125,7 @@ func TestKeys(t *testing.T) {
 // TestKeysProve verifies InRelease files of the real archives with gpgv: exactly with the
 // keys that are pinned for their suite and pocket.
 func TestKeysProve(t *testing.T) {
-	gpgv, err := exec.LookPath("gpgv")
-	if err != nil {
-		t.Skip("needs gpgv")
-	}
+	gpgv := kerneltest.Program(t, "gpgv")
 	files, err := filepath.Glob("testdata/inrelease/*.gz")
 	if err != nil || len(files) < 7 {
 		t.Fatalf("%d files, %v", len(files), err)

@@ -18,6 +18,7 @@ import (
 	"github.com/ulikunitz/xz/lzma"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/kernel/kerneltest"
 )
 
 var text = bytes.Repeat([]byte("the quick brown fox jumps over the lazy dog, 0123456789 times\n"), 3000)
@@ -341,10 +342,7 @@ func TestDetect(t *testing.T) {
 func TestWritersWithPrograms(t *testing.T) {
 	for k, program := range map[Kind]string{XZ: "xz", Zstd: "zstd", Gzip: "gzip"} {
 		t.Run(string(k), func(t *testing.T) {
-			path, err := exec.LookPath(program)
-			if err != nil {
-				t.Skip("needs the program " + program)
-			}
+			path := kerneltest.Program(t, program)
 			cmd := exec.Command(path, "-dc")
 			cmd.Stdin = bytes.NewReader(pack(t, k, text))
 			got, err := cmd.Output()

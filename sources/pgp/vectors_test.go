@@ -18,6 +18,7 @@ import (
 
 	"github.com/mkmachine/mkmachine/sources/pgp"
 	"github.com/mkmachine/mkmachine/sources/sourcetest"
+	"github.com/mkmachine/mkmachine/internal/kernel/kerneltest"
 )
 
 // now is the time of every question, born that of the keys; the vectors are made for them.
@@ -105,12 +106,7 @@ type gpg struct {
 
 func newGPG(t testing.TB) *gpg {
 	t.Helper()
-	if _, err := exec.LookPath("gpg"); err != nil {
-		if strings.Contains(os.Getenv("MKMACHINE_REQUIRE"), "all") {
-			t.Fatal("needs the program gpg")
-		}
-		t.Skip("needs the program gpg")
-	}
+	kerneltest.Program(t, "gpg")
 	// The path of the agent's socket must stay short.
 	home, err := os.MkdirTemp("", "g")
 	if err != nil {

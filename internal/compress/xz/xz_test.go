@@ -18,6 +18,7 @@ import (
 	ulzma "github.com/ulikunitz/xz/lzma"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/kernel/kerneltest"
 )
 
 // sample makes n bytes that exercise every kind of symbol: text-like literals, near and far
@@ -59,10 +60,7 @@ func sample(n int, seed uint64) []byte {
 // program runs xz over data; the test is skipped where there is none.
 func program(t testing.TB, data []byte, args ...string) []byte {
 	t.Helper()
-	path, err := exec.LookPath("xz")
-	if err != nil {
-		t.Skip("needs the program xz")
-	}
+	path := kerneltest.Program(t, "xz")
 	cmd := exec.Command(path, append(args, "-c")...)
 	cmd.Stdin = bytes.NewReader(data)
 	var out, msg bytes.Buffer
