@@ -16,9 +16,9 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
 
+	"github.com/mkmachine/mkmachine/internal/kernel/kerneltest"
 	"github.com/mkmachine/mkmachine/sources/pgp"
 	"github.com/mkmachine/mkmachine/sources/sourcetest"
-	"github.com/mkmachine/mkmachine/internal/kernel/kerneltest"
 )
 
 // now is the time of every question, born that of the keys; the vectors are made for them.
