@@ -7,7 +7,7 @@ import (
 	"errors"
 	"net"
 	"os"
-	"syscall"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -26,12 +26,12 @@ const childFailed = 125
 //	                      null                            0, 1
 //
 // Before it executes, the child waits for one byte on the socket, so that the parent can
-// finish what must be outside first. No other descriptor survives the execution: all are
-// close-on-exec, and the child marks whatever it has once more.
+// finish what must be outside first. No other descriptor even reaches that point.
 type childEnds struct {
 	conn                    *net.UnixConn
-	parent, socket, null    int
+	socket, null            int
 	stderrRead, stderrWrite *os.File
+	kept                    uintptr // in the child: socket, stderrWrite, null, program
 }
 
 func childFiles() (*childEnds, error) {
@@ -46,9 +46,6 @@ func childFiles() (*childEnds, error) {
 	file.Close()
 	if err == nil {
 		f.conn = conn.(*net.UnixConn)
-		f.parent, err = descriptorOf(f.conn)
-	}
-	if err == nil {
 		f.stderrRead, f.stderrWrite, err = os.Pipe()
 	}
 	if err == nil {
@@ -60,17 +57,6 @@ func childFiles() (*childEnds, error) {
 		return nil, wrap(err)
 	}
 	return f, nil
-}
-
-// descriptorOf gives the number of a connection's descriptor without changing its mode.
-func descriptorOf(conn syscall.Conn) (int, error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	number := -1
-	err = raw.Control(func(fd uintptr) { number = int(fd) })
-	return number, err
 }
 
 func (f *childEnds) closeChildEnds() error {
@@ -97,21 +83,28 @@ func (f *childEnds) closeParentEnds() error {
 	return errors.Join(errs...)
 }
 
-// wait makes the child close its copy of the parent's end, so that it sees the parent die,
-// and wait for the parent's word.
-func (f *childEnds) wait(p *spawn.Program) {
-	p.Call("close the parent's end", spawn.Must, unix.SYS_CLOSE, uintptr(f.parent))
-	f.await(p)
+// take is the first thing that the child does: it keeps four descriptors, out of the way of
+// the numbers that they get in the end, and closes its copies of all others. What the parent
+// opens, writes or locks meanwhile is not held up by a child that waits.
+func (f *childEnds) take(p *spawn.Program, image *os.File) {
+	sources := []int{f.socket, int(f.stderrWrite.Fd()), f.null, int(image.Fd())}
+	f.kept = uintptr(slices.Max(append(sources, childSocket)) + 1)
+	for i, source := range sources {
+		p.Call("move a descriptor", spawn.Must, unix.SYS_DUP3, uintptr(source), f.kept+uintptr(i), unix.O_CLOEXEC)
+	}
+	p.Call("close descriptors", spawn.Must, unix.SYS_CLOSE_RANGE, 0, f.kept-1, 0)
+	p.Call("close descriptors", spawn.Must, unix.SYS_CLOSE_RANGE, f.kept+uintptr(len(sources)), uintptr(^uint32(0)), 0)
 }
 
-// await makes the child wait for one more word.
+// await makes the child wait for one word. It fails when the parent is dead, since nobody
+// else has the other end.
 func (f *childEnds) await(p *spawn.Program) {
-	p.Call("wait for the parent", spawn.One, unix.SYS_READ, uintptr(f.socket), p.Bytes([]byte{0}), 1)
+	p.Call("wait for the parent", spawn.One, unix.SYS_READ, f.kept, p.Bytes([]byte{0}), 1)
 }
 
 // tell makes the child send one word to the parent.
 func (f *childEnds) tell(p *spawn.Program) {
-	p.Call("tell the parent", spawn.One, unix.SYS_WRITE, uintptr(f.socket), p.Bytes([]byte{1}), 1)
+	p.Call("tell the parent", spawn.One, unix.SYS_WRITE, f.kept, p.Bytes([]byte{1}), 1)
 }
 
 // release lets a waiting child go on.
@@ -130,24 +123,15 @@ func (f *childEnds) hear() error {
 	return nil
 }
 
-// arrange puts the descriptors where the executed program expects them. Numbers below 4 may be
-// taken by one of the sources, so all are copied above first.
-func (f *childEnds) arrange(p *spawn.Program) {
-	const spare = 700 // far above what arrange itself uses; within every limit set before
-	p.Call("move the socket", spawn.Must, unix.SYS_DUP3, uintptr(f.socket), spare, unix.O_CLOEXEC)
-	p.Call("move the error pipe", spawn.Must, unix.SYS_DUP3, f.stderrWrite.Fd(), spare+1, unix.O_CLOEXEC)
-	p.Call("move /dev/null", spawn.Must, unix.SYS_DUP3, uintptr(f.null), spare+2, unix.O_CLOEXEC)
-	for target, source := range []uintptr{spare + 2, spare + 2, spare + 1, spare} {
+// exec arranges the descriptors as the sealed copy of this program expects them and executes
+// it with an empty environment. What was kept for that is close-on-exec.
+func (f *childEnds) exec(p *spawn.Program, entry string) {
+	for target, source := range []uintptr{f.kept + 2, f.kept + 2, f.kept + 1, f.kept} {
 		p.Call("arrange descriptors", spawn.Must, unix.SYS_DUP3, source, uintptr(target), 0)
 	}
-	p.Call("close other descriptors on execution", spawn.Must, unix.SYS_CLOSE_RANGE, childSocket+1, uintptr(^uint32(0)), unix.CLOSE_RANGE_CLOEXEC)
-}
-
-// execSelf executes the sealed copy of this program with an empty environment.
-func execSelf(p *spawn.Program, image *os.File, entry string) {
 	// Default actions were set at birth; the mask must not outlive the execution either.
 	p.Call("unblock signals", spawn.Must, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Bytes(make([]byte, 8)), 0, 8)
-	p.Call("execute", spawn.Must, unix.SYS_EXECVEAT, image.Fd(), p.Text(""),
+	p.Call("execute", spawn.Must, unix.SYS_EXECVEAT, f.kept+3, p.Text(""),
 		p.Texts([]string{childName, entry}), p.Texts(nil), unix.AT_EMPTY_PATH)
 }
 

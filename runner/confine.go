@@ -160,7 +160,8 @@ func (c *Confined) start(entry, root string, opts *ConfineOptions) (err error) {
 func (c *Confined) prepare(image *os.File, fds *childEnds, entry string, opts *ConfineOptions) {
 	p := c.program
 	p.Call("follow the parent's death", spawn.Must, unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL))
-	fds.wait(p)
+	fds.take(p, image)
+	fds.await(p)
 	p.Call("become group 0", spawn.Must, unix.SYS_SETRESGID, 0, 0, 0)
 	p.Call("drop groups", spawn.Must, unix.SYS_SETGROUPS, 0, 0)
 	p.Call("become user 0", spawn.Must, unix.SYS_SETRESUID, 0, 0, 0)
@@ -179,8 +180,7 @@ func (c *Confined) prepare(image *os.File, fds *childEnds, entry string, opts *C
 	p.Call("forbid core dumps", spawn.Must, unix.SYS_PRLIMIT64, 0, unix.RLIMIT_CORE, p.Words(0, 0), 0)
 	dropCaps(p, confinedCaps)
 	p.Call("give up new privileges", spawn.Must, unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-	fds.arrange(p)
-	execSelf(p, image, entry)
+	fds.exec(p, entry)
 }
 
 // sealEntry closes the last doors of a confined process, from inside: from here on only

@@ -260,8 +260,12 @@ func lookupUser(root, spec string) (*account, error) {
 	}
 	a := &account{name: user, home: "/"}
 	found := false
+	field := 0
+	if _, err := strconv.ParseUint(user, 10, 32); err == nil {
+		field = 2 // an account that is called like a number is not that number
+	}
 	err := eachLine(filepath.Join(root, "etc/passwd"), func(f []string) {
-		if found || len(f) < 7 || f[0] != user && f[2] != user {
+		if found || len(f) < 7 || f[field] != user {
 			return
 		}
 		uid, err1 := strconv.ParseUint(f[2], 10, 32)

@@ -312,9 +312,6 @@ func (i *Instance) shut() error {
 	}
 	i.mu.Unlock()
 	errs = append(errs, s.fds.closeParentEnds(), s.program.Close(), unix.Close(s.child.PidFD), s.null.Close(), unix.Close(s.ptmx))
-	if s.builder.placed != nil {
-		errs = append(errs, s.builder.placed.remove())
-	}
 	if s.group != nil {
 		errs = append(errs, s.group.Remove())
 	}

@@ -133,7 +133,7 @@ func effectsOfCalls(say func(string, any), call func(string, uintptr, ...uintptr
 	call("pivot_root", unix.SYS_PIVOT_ROOT, text("."), text("."))
 	call("unshare a user namespace", unix.SYS_UNSHARE, unix.CLONE_NEWUSER)
 	call("clone a user namespace", unix.SYS_CLONE, unix.CLONE_NEWUSER)
-	call("unshare files", unix.SYS_UNSHARE, unix.CLONE_FILES)
+	call("unshare nothing", unix.SYS_UNSHARE, 0)
 	call("clone3", unix.SYS_CLONE3)
 	call("setns", unix.SYS_SETNS, bad)
 	call("io_uring_setup", unix.SYS_IO_URING_SETUP, 8)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -164,6 +165,8 @@ func (b *builder) readOnly(op Op) error {
 	return attach(tree, target)
 }
 
+const sealGrace = 2 * time.Second
+
 // seal makes an attached mount read-only, without touching its other attributes.
 func (b *builder) seal(op Op) error {
 	target, err := b.find(op.Target)
@@ -171,7 +174,14 @@ func (b *builder) seal(op Op) error {
 		return err
 	}
 	defer unix.Close(target)
-	return unix.MountSetattr(target, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	// A process that another thread is starting at this moment may hold a copy of a descriptor
+	// that was written through, for some microseconds.
+	for deadline := time.Now().Add(sealGrace); ; time.Sleep(100 * time.Microsecond) {
+		err := unix.MountSetattr(target, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+		if err != unix.EBUSY || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // bindSysfs shows a directory of a sysfs that belongs to the machine's network namespace.
@@ -240,14 +250,23 @@ type placeholder struct {
 	inode uint64
 }
 
-// remove takes the placeholder away, unless it is something else by now.
+// remove takes the placeholder away, unless it is something else by now. It must be called on
+// the machine's thread, when nothing runs in the machine any more: elsewhere, what is mounted
+// on it would be in the way for as long as the mount namespace lives.
 func (p *placeholder) remove() error {
 	defer unix.Close(p.dir)
+	if err := unix.Fchdir(p.dir); err != nil {
+		return fault.New(fault.Failed, "cannot remove the empty %s from the tree: %w", p.name, err)
+	}
+	_ = unix.Unmount(p.name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	var st unix.Stat_t
 	if unix.Fstatat(p.dir, p.name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Ino != p.inode || st.Size != 0 {
 		return nil
 	}
-	return unix.Unlinkat(p.dir, p.name, 0)
+	if err := unix.Unlinkat(p.dir, p.name, 0); err != nil {
+		return fault.New(fault.Failed, "cannot remove the empty %s from the tree: %w", p.name, err)
+	}
+	return nil
 }
 
 // bindResolv shows the host's resolvers in the machine. The tree is not written to, except that

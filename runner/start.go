@@ -102,12 +102,19 @@ func (s *starter) start(ctx context.Context) (*Instance, error) {
 		if err == nil {
 			i.adopt(s)
 		}
-		started <- err
 		if err != nil {
+			if s.builder != nil && s.builder.placed != nil {
+				err = errors.Join(err, s.builder.placed.remove())
+			}
+			started <- err
 			return
 		}
+		started <- nil
 		// The thread is the parent whose death the machine follows, so it waits here.
 		ws, err := reap(s.child.Pid)
+		if s.builder.placed != nil {
+			err = errors.Join(err, s.builder.placed.remove())
+		}
 		i.finish(ws, err)
 	})
 	if err := <-started; err != nil {
@@ -146,12 +153,6 @@ func (s *starter) build() (err error) {
 	b := &builder{plan: s.plan, child: s.child, userNS: -1, scratch: -1, sysfs: -1, hear: s.fds.hear}
 	s.builder = b
 	defer func() { err = errors.Join(err, b.close()) }()
-	u.Add(func() error {
-		if b.placed == nil {
-			return nil
-		}
-		return b.placed.remove()
-	})
 	if err := s.mapIDs(); err != nil {
 		return err
 	}
@@ -296,8 +297,9 @@ func (s *starter) prepare(image *os.File) {
 	die()
 	// The control group of birth becomes the root of what the machine sees.
 	p.Call("create a cgroup namespace", spawn.Must, unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+	s.fds.take(p, image)
 	s.fds.tell(p)
-	s.fds.wait(p)
+	s.fds.await(p)
 	p.Call("become group 0", spawn.Must, unix.SYS_SETRESGID, 0, 0, 0)
 	p.Call("drop groups", spawn.Must, unix.SYS_SETGROUPS, 0, 0)
 	p.Call("become user 0", spawn.Must, unix.SYS_SETRESUID, 0, 0, 0)
@@ -306,7 +308,6 @@ func (s *starter) prepare(image *os.File) {
 	p.Call("set the file mode mask", spawn.Must, unix.SYS_UMASK, 0o022)
 	p.Call("enter the root directory", spawn.Must, unix.SYS_CHDIR, p.Text("/"))
 	p.Call("get a keyring", spawn.Maybe, unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0)
-	s.fds.arrange(p)
 	caps := m.Profile.caps()
 	dropCaps(p, caps)
 	if m.Profile == App {
@@ -316,7 +317,7 @@ func (s *starter) prepare(image *os.File) {
 	program := p.Words(uintptr(filter.Count()), p.Bytes(filter))
 	p.Call("install the system call filter", spawn.Must, unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, program)
 	setCaps(p, caps)
-	execSelf(p, image, initEntry)
+	s.fds.exec(p, initEntry)
 }
 
 // mapIDs gives the child's user namespace its ids and opens it for id-mapped mounts.
