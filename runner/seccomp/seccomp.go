@@ -84,7 +84,8 @@ const (
 	pretend            // succeed without doing anything
 	unknown            // ENOSYS
 	threadsOnly        // clone: threads of the same process
-	noNamespace        // clone, unshare: no new namespace
+	noNamespace        // clone: no new namespace
+	noUnshare          // unshare: the same, and no time namespace, whose flag clone uses otherwise
 	sockets            // socket: local, internet, and netlink for routes
 	noInjection        // ioctl: no pushing of input into a terminal
 	fileIoctl          // ioctl: sharing of file extents
@@ -139,9 +140,12 @@ func (a action) body() []bpf.Instruction {
 	case threadsOnly:
 		return []bpf.Instruction{argument(0),
 			bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: unix.CLONE_THREAD, SkipFalse: 1}, ret(retAllow), ret(retEPERM)}
-	case noNamespace:
-		const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
-			unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
+	case noNamespace, noUnshare:
+		namespaces := uint32(unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
+			unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET)
+		if a == noUnshare {
+			namespaces |= unix.CLONE_NEWTIME
+		}
 		return []bpf.Instruction{argument(0),
 			bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: namespaces, SkipFalse: 1}, ret(retEPERM), ret(retAllow)}
 	case sockets:

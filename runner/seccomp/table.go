@@ -73,7 +73,7 @@ var machineCalls = []int{
 // argumentRules are calls whose arguments decide.
 var argumentRules = []rule{
 	{unix.SYS_CLONE, noNamespace},
-	{unix.SYS_UNSHARE, noNamespace},
+	{unix.SYS_UNSHARE, noUnshare},
 	// The flags of clone3 lie in memory, where a filter cannot look; libraries fall back to clone.
 	{unix.SYS_CLONE3, unknown},
 	{unix.SYS_SOCKET, sockets},
