@@ -30,6 +30,9 @@ It needs no root where the directory can be read.`,
 			if err != nil {
 				return err
 			}
+			if images == nil {
+				images = []snapshot.Image{} // a list in JSON too
+			}
 			return a.result(images, func(t *table) {
 				if len(images) == 0 {
 					t.row("no images in " + a.machines)

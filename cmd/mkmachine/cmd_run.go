@@ -3,8 +3,12 @@
 package main
 
 import (
+	"math"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -63,6 +67,12 @@ be executed, 127 it was not found, 128+N signal N ended it, 2 wrong arguments.`,
 			if err := addBinds(&o, bindsRO, true); err != nil {
 				return err
 			}
+			if c.Flags().Changed("pids") && o.Limits.Pids < 1 {
+				return fault.New(fault.Config, "--pids %d: a machine needs at least one process", o.Limits.Pids)
+			}
+			if err := checkUser(o.User); err != nil {
+				return err
+			}
 			o.Target, o.Argv = got[0], got[1:]
 			return a.runMachine(c, &o)
 		},
@@ -96,12 +106,37 @@ func addBinds(o *launch.Options, list []string, readOnly bool) error {
 			return fault.Hint(fault.New(fault.Config, "cannot bind %q: not SOURCE[:TARGET] with absolute paths", b),
 				"read-only binds have an option of their own: --bind-ro")
 		}
-		if _, err := os.Lstat(source); err != nil {
+		switch real, err := filepath.EvalSymlinks(source); {
+		case err != nil:
 			return fault.New(fault.Config, "cannot bind %q: %w", b, err)
+		case real == "/" && filepath.Clean(source) != "/":
+			return fault.Hint(fault.New(fault.Policy, "cannot bind %q: it is a link to the root of this host", b), "name / itself where that is meant")
 		}
 		o.Mounts = append(o.Mounts, runner.Mount{Source: source, Target: target, ReadOnly: readOnly})
 	}
 	return nil
+}
+
+// checkUser accepts USER or USER:GROUP, each a name or a number. What only looks like a number
+// is refused: it must not become another id, least of all 0, on the way.
+func checkUser(spec string) error {
+	if spec == "" {
+		return nil
+	}
+	user, group, hasGroup := strings.Cut(spec, ":")
+	if !accountWord(user) || hasGroup && !accountWord(group) {
+		return fault.Hint(fault.New(fault.Config, "--user %q is not a user", spec), "NAME, UID, NAME:GROUP or UID:GID, in decimal digits")
+	}
+	return nil
+}
+
+// accountWord: the name of an account, or an id that the kernel has.
+func accountWord(s string) bool {
+	if s == "" || len(s) > 256 || strings.Trim(s[:1], "0123456789") == "" {
+		id, err := strconv.ParseUint(s, 10, 32)
+		return err == nil && id != math.MaxUint32 && strconv.FormatUint(id, 10) == s
+	}
+	return s[0] != '-' && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '/' || r == ',' || !unicode.IsPrint(r) }) < 0 && !strings.Contains(s, ":")
 }
 
 func (a *app) runMachine(c *cobra.Command, o *launch.Options) error {

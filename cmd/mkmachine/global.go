@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/kernel"
 )
 
 // global holds the options that every verb has. Each is also an environment variable,
@@ -109,9 +110,13 @@ func (a *app) mirrorOptions() (map[string][]string, error) {
 	return out, nil
 }
 
-// needRoot is the error for verbs that change trees.
+// needRoot is the error for verbs that change trees. Root of a container's user namespace
+// has the number alone: it can own no files of others and map no ids.
 func (a *app) needRoot(verb string) error {
 	if a.UID == 0 {
+		if err := kernel.Check(kernel.Root); err != nil {
+			return fault.New(fault.Host, "cannot %s: it needs root of the host: %w", verb, err)
+		}
 		return nil
 	}
 	return fault.Hint(fault.New(fault.Host, "cannot %s: it needs root, and this is user %d", verb, a.UID),
