@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -39,7 +41,7 @@ func (s *Store) recover(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("cannot read the journal: %w", err)
 	}
-	count := 0
+	count, dead := 0, false
 	for _, name := range names {
 		if !treeID(name) {
 			continue
@@ -48,9 +50,42 @@ func (s *Store) recover(ctx context.Context) (int, error) {
 		if err != nil {
 			return count, err
 		}
+		if _, err := os.Lstat(s.state("journal", name)); err != nil {
+			dead = true
+		}
 		count += n
 	}
+	if dead {
+		s.sweepLocks()
+	}
 	return count, nil
+}
+
+// sweepLocks unlinks the files of locks that their dead holders left. The protocol lets
+// whoever holds a lock alone do that.
+func (s *Store) sweepLocks() {
+	free := func(path string) {
+		// Only what exists: to lock is to create.
+		if _, err := os.Lstat(path); err != nil {
+			return
+		}
+		if l, err := lockFile(path, false); err == nil {
+			l.release()
+		}
+	}
+	for dir, pattern := range map[string]string{
+		s.dir: `^\.#.+\.lck$`, s.state("trees"): `^\.#.+\.lck$`, s.lockDir: `^(name-.+|inode-[0-9]+:[0-9]+)$`,
+	} {
+		names, err := entryNames(dir)
+		if err != nil {
+			continue // an empty file that is left is no harm
+		}
+		for _, n := range names {
+			if ok, _ := regexp.MatchString(pattern, n); ok { // the patterns are constants
+				free(filepath.Join(dir, n))
+			}
+		}
+	}
 }
 
 func entryNames(dir string) ([]string, error) {
@@ -292,7 +327,7 @@ type CleanOptions struct {
 type CleanReport struct {
 	Leftovers int      `json:"leftovers"` // objects of dead processes
 	Layers    []string `json:"layers,omitempty"`
-	Trees     int      `json:"trees"`   // trees that nothing referred to any more
+	Trees     int      `json:"trees"`   // trees without a reference, beside those of the layers
 	Records   int      `json:"records"` // records of images that other tools removed
 }
 
@@ -303,19 +338,10 @@ func (s *Store) Clean(ctx context.Context, o *CleanOptions) (CleanReport, error)
 	if err := s.writable("clean"); err != nil {
 		return r, err
 	}
+	var err error
 	if o != nil && o.Layers {
-		layers, err := s.Layers()
-		if err != nil {
+		if r.Layers, err = s.removeLayers(ctx, o.LayersUnused); err != nil {
 			return r, err
-		}
-		for _, l := range layers {
-			if time.Since(l.Used) < o.LayersUnused {
-				continue
-			}
-			if err := os.Remove(s.state(layerFile(l.Key))); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return r, fmt.Errorf("cannot remove layer %s: %w", l.Key, err)
-			}
-			r.Layers = append(r.Layers, l.Key)
 		}
 	}
 	swept, err := s.sweep(ctx)
@@ -326,6 +352,33 @@ func (s *Store) Clean(ctx context.Context, o *CleanOptions) (CleanReport, error)
 	return swept, err
 }
 
+// removeLayers removes the records of layers that were not used for some time, and their trees.
+func (s *Store) removeLayers(ctx context.Context, unused time.Duration) (removed []string, err error) {
+	layers, err := s.Layers()
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.begin(opClean, "")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.finish(ctx, e)) }()
+	for _, l := range layers {
+		if time.Since(l.Used) < unused {
+			continue
+		}
+		if err := e.own(treesDir+"/"+l.Tree, ""); err != nil {
+			return removed, err
+		}
+		if err := os.Remove(s.state(layerFile(l.Key))); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return removed, fmt.Errorf("cannot remove layer %s: %w", l.Key, err)
+		}
+		removed = append(removed, l.Key)
+		s.step("layer removed")
+	}
+	return removed, nil
+}
+
 // sweep looks for garbage everywhere: by the journal first, then by names and references.
 func (s *Store) sweep(ctx context.Context) (CleanReport, error) {
 	var r CleanReport
@@ -333,6 +386,7 @@ func (s *Store) sweep(ctx context.Context) (CleanReport, error) {
 	if err != nil {
 		return r, err
 	}
+	s.sweepLocks()
 	r.Leftovers = n
 	names, err := entryNames(s.dir)
 	if err != nil {
@@ -348,6 +402,7 @@ func (s *Store) sweep(ctx context.Context) (CleanReport, error) {
 		}
 		if err := s.collectHidden(ctx, object{rel: name}); err == nil {
 			r.Leftovers++
+			s.step("swept")
 		} else if !errors.Is(err, errBusy) {
 			return r, err
 		}
@@ -365,6 +420,7 @@ func (s *Store) sweep(ctx context.Context) (CleanReport, error) {
 		}
 		if _, err := os.Lstat(s.treePath(id)); errors.Is(err, os.ErrNotExist) {
 			r.Trees++
+			s.step("swept")
 		}
 	}
 	if r.Records, err = s.sweepRecords(); err != nil {

@@ -151,7 +151,7 @@ func (s *Store) choose(want string) error {
 		s.backend, s.reason = Btrfs, s.dir+" is on btrfs"
 		return nil
 	}
-	e, err := s.begin("probe", "")
+	e, err := s.begin(opProbe, "")
 	if err != nil {
 		return err
 	}

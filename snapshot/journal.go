@@ -42,8 +42,11 @@ const (
 	opStage     = "stage"
 	opClone     = "clone"
 	opEphemeral = "ephemeral"
-	opLayer     = "layer"
+	opUse       = "use"
+	opRename    = "rename"
 	opRemove    = "remove"
+	opProbe     = "probe"
+	opClean     = "clean"
 )
 
 type journalLine struct {

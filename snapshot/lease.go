@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/mkmachine/mkmachine/internal/fault"
 )
 
@@ -18,7 +20,7 @@ import (
 type Lease struct {
 	Tree  Tree
 	s     *Store
-	e     *entry // of a throw-away tree
+	e     *entry
 	locks []*treeLock
 }
 
@@ -162,6 +164,12 @@ func (s *Store) Use(ctx context.Context, name string, readOnly bool) (*Lease, er
 		return nil, busy(err, "run", name)
 	}
 	l := &Lease{s: s, locks: []*treeLock{lock}, Tree: Tree{Dir: s.real(img)}}
+	// Nothing to remove; it tells who uses the image, and that files of locks may be left.
+	// A full file system is no reason not to look at what it holds.
+	l.e, err = s.begin(opUse, name)
+	if err != nil && !(readOnly && errors.Is(err, unix.ENOSPC)) {
+		return nil, errors.Join(err, l.Close(ctx))
+	}
 	if img.Kind != Stack {
 		return l, nil
 	}

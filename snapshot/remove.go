@@ -190,7 +190,7 @@ func (s *Store) Rename(ctx context.Context, name, to string) error {
 		return busy(err, "rename", name)
 	}
 	defer use.release()
-	e, err := s.begin("rename", name)
+	e, err := s.begin(opRename, name)
 	if err != nil {
 		return err
 	}

@@ -276,9 +276,13 @@ func (s *Store) writeState(rel string, value any) error {
 	return nil
 }
 
-// full adds to an error about a full file system which one it is and how full.
+// ExplainFull adds to an error about a full file system that the file system is the store's,
+// how full that is, and what to do about it. Other errors, and those that have a hint already,
+// are returned as they are.
+func (s *Store) ExplainFull(err error) error { return s.full(err) }
+
 func (s *Store) full(err error) error {
-	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) || len(fault.Hints(err)) > 0 {
 		return err
 	}
 	var fs unix.Statfs_t
@@ -286,7 +290,10 @@ func (s *Store) full(err error) error {
 		return err
 	}
 	mib := func(blocks uint64) uint64 { return blocks * uint64(fs.Bsize) >> 20 }
-	return fault.Hint(fmt.Errorf("%w (the file system of %s has %d of %d MiB and %d inodes free)",
-		err, s.dir, mib(fs.Bavail), mib(fs.Blocks), fs.Ffree),
+	free := fmt.Sprintf("%d of %d MiB", mib(fs.Bavail), mib(fs.Blocks))
+	if fs.Files > 0 { // btrfs does not count them
+		free += fmt.Sprintf(" and %d inodes", fs.Ffree)
+	}
+	return fault.Hint(fmt.Errorf("%w (the file system of %s has %s free)", err, s.dir, free),
 		"free space there: mkmachine clean, or mkmachine remove NAME")
 }

@@ -51,9 +51,12 @@ func (r *recorder) kinds(k event.Kind) int {
 	return n
 }
 
-// backends runs a test on each backend, on a file system of its own.
-func backends(t *testing.T, test func(t *testing.T, b *bed)) {
-	for _, backend := range []string{Btrfs, Overlay, Reflink, Copy} {
+// backends runs a test on each backend (or on those given), on a file system of its own.
+func backends(t *testing.T, test func(t *testing.T, b *bed), some ...string) {
+	if len(some) == 0 {
+		some = []string{Btrfs, Overlay, Reflink, Copy}
+	}
+	for _, backend := range some {
 		t.Run(backend, func(t *testing.T) { test(t, newBed(t, backend)) })
 	}
 }
@@ -68,7 +71,7 @@ func newBed(t testing.TB, backend string) *bed {
 	case Reflink:
 		base = kerneltest.LoopFS(t, "xfs", 1<<30)
 	default:
-		base = t.TempDir()
+		base = kerneltest.LoopFS(t, "ext4", 1<<30)
 	}
 	b := &bed{backend: backend, dir: filepath.Join(base, "machines"), events: &recorder{}}
 	b.opts = Options{Sink: b.events.sink, LockDir: filepath.Join(t.TempDir(), "locks"), Engine: "test"}
@@ -77,19 +80,15 @@ func newBed(t testing.TB, backend string) *bed {
 	}
 	if backend == Overlay {
 		// What a run leaves behind on this host is not ours to demand.
-		if s, err := Open(t.Context(), b.dir, &b.opts); err == nil && s.Backend() != Overlay {
+		s, err := Open(t.Context(), b.dir, &b.opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		if s.Backend() != Overlay {
 			kerneltest.Lacks(t, "overlay", s.Reason())
 		}
 	}
-	t.Cleanup(func() {
-		// Trees are immutable; t.TempDir cannot remove them.
-		names, _ := entryNames(b.dir)
-		for _, n := range names {
-			if err := removeTree(context.Background(), filepath.Join(b.dir, n)); err != nil {
-				t.Errorf("clean up: %v", err)
-			}
-		}
-	})
 	return b
 }
 
@@ -313,7 +312,7 @@ func TestLayers(t *testing.T) {
 			t.Errorf("stage from nothing: %v", err)
 		}
 		r, err := s.Clean(ctx, &CleanOptions{Layers: true})
-		if err != nil || len(r.Layers) != 2 || r.Trees != 2 {
+		if err != nil || len(r.Layers) != 2 || r.Trees != 0 {
 			t.Errorf("clean: %+v, %v", r, err)
 		}
 		b.wantClean(t, s)
