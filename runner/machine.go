@@ -28,7 +28,6 @@ import (
 	"io"
 	"os"
 	"path"
-	"regexp"
 	"strings"
 	"time"
 
@@ -130,7 +129,19 @@ type Machine struct {
 // defaultPath is the search path in a machine.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-var nameRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
+// validName reports whether a name can be part of the names of control groups and leases.
+func validName(name string) bool {
+	if name == "" || len(name) > 64 {
+		return false
+	}
+	for i, c := range []byte(name) {
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !letter && (i == 0 || c != '.' && c != '_' && c != '-') {
+			return false
+		}
+	}
+	return true
+}
 
 // resolved is a Machine with defaults filled in and checked.
 func (m *Machine) resolved() (*Machine, error) {
@@ -141,7 +152,7 @@ func (m *Machine) resolved() (*Machine, error) {
 	if r.Name == "" {
 		r.Name = "machine"
 	}
-	if !nameRule.MatchString(r.Name) {
+	if !validName(r.Name) {
 		return bad("cannot name a machine %q: use letters, digits, dots, hyphens and underscores", r.Name)
 	}
 	if r.Hostname == "" {

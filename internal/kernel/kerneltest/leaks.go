@@ -91,7 +91,7 @@ func descriptors() []string {
 	for _, e := range entries {
 		target, err := os.Readlink("/proc/self/fd/" + e.Name())
 		if err != nil || strings.Contains(target, "eventpoll") || strings.Contains(target, "eventfd") ||
-			strings.HasPrefix(target, "/memfd:mkmachine") ||
+			strings.HasPrefix(target, "/memfd:mkmachine") || target == "/"+filepath.Base(os.Args[0]) ||
 			strings.HasPrefix(target, "/proc/") {
 			continue
 		}
