@@ -27,7 +27,7 @@ func added(items []Item, n int) []Item {
 
 func TestScriptOrderAndEnvironment(t *testing.T) {
 	b := newBench(t)
-	pre := map[string]string{"preinst": "#!/bin/sh\n"}
+	pre := map[string]string{"preinst": "#!/bin/sh\ntrue\n"}
 	items := b.items(pkgs{
 		{Name: "aaa", Scripts: pre}, {Name: "base-files", Scripts: pre}, {Name: "base-passwd", Scripts: pre},
 		{Name: "dpkg", Version: "1.22.6ubuntu6.1"}, {Name: "libx", MultiArch: "same", Scripts: pre},
@@ -131,9 +131,9 @@ func TestWaves(t *testing.T) {
 func TestLaterWave(t *testing.T) {
 	b := newBench(t)
 	items := added(b.items(pkgs{
-		{Name: "watcher", Scripts: map[string]string{"triggers": "interest-noawait /usr/share/w\ninterest named\n", "postinst": "#!/bin/sh\n"}},
-		{Name: "tool", Conffiles: []string{"/etc/tool"}, Files: files{{Path: "/etc/tool", Body: "t"}}, Scripts: map[string]string{"postinst": "#!/bin/sh\n"}},
-		{Name: "user", PreDepends: "tool", Scripts: map[string]string{"preinst": "#!/bin/sh\n", "triggers": "activate named\nactivate-noawait quiet\n"},
+		{Name: "watcher", Scripts: map[string]string{"triggers": "interest-noawait /usr/share/w\ninterest named\n", "postinst": "#!/bin/sh\ntrue\n"}},
+		{Name: "tool", Conffiles: []string{"/etc/tool"}, Files: files{{Path: "/etc/tool", Body: "t"}}, Scripts: map[string]string{"postinst": "#!/bin/sh\ntrue\n"}},
+		{Name: "user", PreDepends: "tool", Scripts: map[string]string{"preinst": "#!/bin/sh\ntrue\n", "triggers": "activate named\nactivate-noawait quiet\n"},
 			Files: files{{Path: "/usr/share/w/x", Body: "x"}}},
 	}), 1)
 	seen := false
@@ -163,10 +163,10 @@ func TestLaterWave(t *testing.T) {
 }
 
 func TestPreinstFails(t *testing.T) {
-	pre := map[string]string{"preinst": "#!/bin/sh\n"}
+	pre := map[string]string{"preinst": "#!/bin/sh\ntrue\n"}
 	set := pkgs{
 		{Name: "ess", Essential: true, Scripts: pre},
-		{Name: "weak", Scripts: map[string]string{"preinst": "#!/bin/sh\n", "triggers": "interest /usr/share/w\ninterest weak\n"}, Files: files{{Path: "/usr/weak", Body: "w"}}},
+		{Name: "weak", Scripts: map[string]string{"preinst": "#!/bin/sh\ntrue\n", "triggers": "interest /usr/share/w\ninterest weak\n"}, Files: files{{Path: "/usr/weak", Body: "w"}}},
 		{Name: "top", Depends: "weak", Files: files{{Path: "/usr/top", Body: "t"}}},
 	}
 	t.Run("dpkg takes over", func(t *testing.T) {
@@ -230,7 +230,7 @@ func TestPreinstFails(t *testing.T) {
 func TestDiversions(t *testing.T) {
 	set := pkgs{
 		{Name: "owner", Files: files{{Path: "/usr/bin/x", Body: "owner"}, {Path: "/bin/y", Body: "owner y"}}},
-		{Name: "diverter", Files: files{{Path: "/usr/bin/x", Body: "diverter"}}, Scripts: map[string]string{"preinst": "#!/bin/sh\n"}},
+		{Name: "diverter", Files: files{{Path: "/usr/bin/x", Body: "diverter"}}, Scripts: map[string]string{"preinst": "#!/bin/sh\ntrue\n"}},
 	}
 	for _, order := range [][]int{{0, 1}, {1, 0}} {
 		b := newBench(t)

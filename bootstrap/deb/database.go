@@ -58,7 +58,7 @@ func (s *server) commit(r *commitRequest) error {
 
 // configured: there is nothing left to do for dpkg --configure but to say so.
 func (u *unpacked) configured() bool {
-	if u.has("preinst") || u.has("postinst") || u.has("config") {
+	if u.runs("preinst") || u.runs("postinst") || u.has("config") {
 		return false
 	}
 	return !slices.ContainsFunc(u.conffiles, func(c conffile) bool { return c.MD5 == "" && !c.RemoveOnUpgrade })

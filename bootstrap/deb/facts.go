@@ -19,7 +19,7 @@ type Facts struct {
 	Depends    string `json:"depends,omitempty"`
 	PreDepends string `json:"pre_depends,omitempty"`
 	Provides   string `json:"provides,omitempty"`
-	// Which scripts there are, and whether the package ships conffiles.
+	// Which scripts there are that have to be run, and whether the package ships conffiles.
 	Preinst   bool `json:"preinst,omitempty"`
 	Postinst  bool `json:"postinst,omitempty"`
 	Config    bool `json:"config,omitempty"`
@@ -38,6 +38,6 @@ func (u *unpacked) facts() *Facts {
 		Library:   u.has("shlibs") && u.control.Value("Multi-Arch") == "same",
 		Essential: u.control.Value("Essential") == "yes",
 		Depends:   u.control.Value("Depends"), PreDepends: u.control.Value("Pre-Depends"), Provides: u.control.Value("Provides"),
-		Preinst: u.has("preinst"), Postinst: u.has("postinst"), Config: u.has("config"), Conffiles: len(u.conffiles) > 0, Held: u.held,
+		Preinst: u.runs("preinst"), Postinst: u.runs("postinst"), Config: u.has("config"), Conffiles: len(u.conffiles) > 0, Held: u.held,
 	}
 }

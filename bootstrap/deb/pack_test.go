@@ -47,7 +47,7 @@ func packSet() pkgs {
 			{Path: "/var/d", Dir: true, Mode: 0o2775, UID: 3, GID: 4},
 		}},
 		{Name: "two", Files: files{{Path: "/usr/x", Body: "two's"}, {Path: "/usr/y", Body: "y"}}},
-		{Name: "held", Files: files{{Path: "/usr/h", Body: "h"}}, Scripts: map[string]string{"preinst": "#!/bin/sh\n"}},
+		{Name: "held", Files: files{{Path: "/usr/h", Body: "h"}}, Scripts: map[string]string{"preinst": "#!/bin/sh\ntrue\n"}},
 	}
 }
 

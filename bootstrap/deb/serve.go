@@ -178,7 +178,7 @@ func (s *server) accept(ctx context.Context, r *unpackRequest, files []*os.File)
 			files[1].Close()
 		}
 	}
-	if u.held = err == nil && r.Hold && u.has("preinst"); u.held {
+	if u.held = err == nil && r.Hold && u.runs("preinst"); u.held {
 		return u.facts(), nil
 	}
 	if err == nil {
