@@ -161,7 +161,7 @@ func capMask(caps []uintptr) uint64 {
 // the child is user 0 of its namespace.
 func dropCaps(p *spawn.Program, keep []uintptr) {
 	mask := capMask(keep)
-	for c := uintptr(0); c <= lastCap(); c++ {
+	for c, last := uintptr(0), lastCap(); c <= last; c++ {
 		if mask&(1<<c) == 0 {
 			p.Call("drop a capability", spawn.Must, unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0, 0, 0)
 		}

@@ -285,6 +285,20 @@ func TestOverlayRoot(t *testing.T) {
 	}
 }
 
+// What setcap(8) writes inside is what a package manager on the host would have written.
+func TestFileCapabilities(t *testing.T) {
+	root := newRoot(t)
+	m := machine(root, "setcap")
+	m.Profile = runner.Build
+	if _, out := run(t, m); out != "<nil> <nil>" {
+		t.Fatal(out)
+	}
+	caps := make([]byte, 64)
+	if n, err := unix.Getxattr(root+"/capable", "security.capability", caps); err != nil || n != 20 || caps[3] != 2 {
+		t.Errorf("%d bytes, version %d, %v; want version 2 in 20 bytes", n, caps[3], err)
+	}
+}
+
 func TestTrusted(t *testing.T) {
 	root := newRoot(t)
 	kerneltest.Leaks(t)
