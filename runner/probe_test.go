@@ -113,7 +113,7 @@ func effectsOfIdentity(say func(string, any)) {
 	say("trace init", unix.PtraceAttach(1))
 	_, err := os.Readlink("/proc/1/exe")
 	say("see init's program", err)
-	_, err = os.Readlink("/proc/1/fd/3")
+	_, err = os.Readlink("/proc/1/fd/0")
 	say("see init's descriptors", err)
 	say("stop init", unix.Kill(1, unix.SIGSTOP))
 	say("kill init", unix.Kill(1, unix.SIGKILL))
