@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mkmachine/mkmachine/internal/kernel"
+	"github.com/mkmachine/mkmachine/internal/kernel/kerneltest"
 	"github.com/mkmachine/mkmachine/runner/spawn"
 )
 
@@ -33,6 +35,7 @@ func start(t testing.TB, p *spawn.Program, flags uint64) unix.WaitStatus {
 }
 
 func TestCallsThenExec(t *testing.T) {
+	kerneltest.Require(t, kernel.Root)
 	p, err := spawn.New()
 	if err != nil {
 		t.Fatal(err)
