@@ -175,12 +175,22 @@ func peerTree(t *testing.T, mirror, distribution, suite, variant string, package
 		}
 		argv = append(argv, "--hook-dir=/usr/share/mmdebstrap/hooks/"+hooks)
 	}
-	cmd := exec.Command("mmdebstrap", append(argv, suite, dir, line)...)
-	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=1700000000")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("mmdebstrap: %v\n%s", err, tail(out))
+	// An archive that is being updated may fail the peer once.
+	for attempt := 0; ; attempt++ {
+		cmd := exec.Command("mmdebstrap", append(argv, suite, dir, line)...)
+		cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=1700000000")
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			return dir
+		}
+		if attempt == 1 {
+			t.Fatalf("mmdebstrap: %v\n%s", err, tail(out))
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second)
 	}
-	return dir
 }
 
 func tail(b []byte) []byte {
