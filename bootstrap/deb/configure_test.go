@@ -291,3 +291,29 @@ func TestRefusedPackages(t *testing.T) {
 		})
 	}
 }
+
+// Two architectures of a library share what is the same in both.
+func TestMultiArchSame(t *testing.T) {
+	lib := func(arch, doc string) sourcetest.Package {
+		return sourcetest.Package{Name: "libsame", Arch: arch, MultiArch: "same", Files: files{
+			{Path: "/usr/lib/" + arch + "/libsame.so.1", Body: arch}, {Path: "/usr/share/doc/libsame/copyright", Body: doc},
+		}}
+	}
+	b := newBench(t)
+	if err := b.install(b.items(pkgs{lib("amd64", "same"), lib("arm64", "same")})); err != nil {
+		t.Fatal(err)
+	}
+	if b.read("/usr/share/doc/libsame/copyright") != "same" {
+		t.Error("the shared file is not there")
+	}
+	for _, arch := range []string{"amd64", "arm64"} {
+		if list := b.read(admin + "/info/libsame:" + arch + ".list"); !strings.Contains(list, "/usr/share/doc/libsame/copyright\n") {
+			t.Errorf("%s: %q", arch, list)
+		}
+	}
+	b = newBench(t)
+	err := b.install(b.items(pkgs{lib("amd64", "one1"), lib("arm64", "two2")}))
+	if err == nil || fault.ClassOf(err) != fault.Dep || !strings.Contains(err.Error(), "/usr/share/doc/libsame/copyright") {
+		t.Errorf("got %v", err)
+	}
+}

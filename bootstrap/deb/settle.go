@@ -207,7 +207,7 @@ func (r *replay) against(u *unpacked, e *entry, o *owner, p string) bool {
 	switch {
 	case o.u.Package.Name == u.Package.Name && u.Key != u.Package.Name && o.u.Key != o.u.Package.Name:
 		// Multi-Arch: same, of two architectures: the file is shared and must be the same one.
-		if e.Type != o.e.Type || e.Size != o.e.Size || e.Link != o.e.Link {
+		if e.Type != o.e.Type || e.Size != o.e.Size || e.Link != o.e.Link || u.digest(e) != o.u.digest(o.e) {
 			r.conflicts = append(r.conflicts, conflict{p, o.u, u})
 		}
 		return false
@@ -226,6 +226,20 @@ func (r *replay) against(u *unpacked, e *entry, o *owner, p string) bool {
 	}
 	r.conflicts = append(r.conflicts, conflict{p, o.u, u})
 	return false
+}
+
+// digest is the MD5 of a file in hex, as it was read or else as the package's md5sums has it;
+// "" where it is in neither.
+func (u *unpacked) digest(e *entry) string {
+	if e.MD5 != "" || e.Type != rootfs.File {
+		return e.MD5
+	}
+	for line := range strings.Lines(string(u.members["md5sums"].Data)) {
+		if sum, path, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "  "); ok && strings.TrimPrefix(path, "./") == e.Path {
+			return sum
+		}
+	}
+	return ""
 }
 
 // clear refuses to put a file in the place of a directory.
