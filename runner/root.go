@@ -102,6 +102,11 @@ func (b *builder) mountOverlay(op Op) error {
 		return err
 	}
 	if o.Upper != "" && st.Flags&unix.ST_RDONLY != 0 {
+		// The kernel tries the upper layer by creating something in it.
+		if full(o.Upper) {
+			err := fault.New(fault.Failed, "the kernel made the overlay read-only: %w on the file system of %s", unix.ENOSPC, o.Upper)
+			return fault.Hint(err, "free space there: mkmachine clean, or mkmachine remove NAME")
+		}
 		return fault.New(fault.Failed, "the kernel made the overlay read-only; its log says why")
 	}
 	op.Options = remove(op.Options, "idmap")
@@ -176,4 +181,13 @@ func remove(list []string, item string) []string {
 		}
 	}
 	return out
+}
+
+// full says whether a file system has no room for another directory.
+func full(path string) bool {
+	var fs unix.Statfs_t
+	if unix.Statfs(path, &fs) != nil {
+		return false
+	}
+	return fs.Bfree < 16 || fs.Files > 0 && fs.Ffree == 0
 }

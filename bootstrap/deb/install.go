@@ -145,6 +145,9 @@ func (in *Installer) unpack(ctx context.Context, span *event.Span, item Item) (*
 	}
 	pack, err := in.opt.Packs.Create(ctx, key)
 	if ctx.Err() != nil {
+		if err == nil {
+			pack.Close()
+		}
 		return nil, ctx.Err()
 	}
 	if err != nil {
@@ -295,7 +298,7 @@ func (in *Installer) call(ctx context.Context, r request) (reply, error) {
 		if out.Error == "" {
 			return out, nil
 		}
-		err := fault.New(out.Class, "%s", out.Error)
+		err := fault.As(out.Class, out.cause())
 		for _, h := range out.Hints {
 			err = fault.Hint(err, "%s", h)
 		}

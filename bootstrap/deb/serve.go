@@ -4,6 +4,7 @@ package deb
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path"
@@ -91,6 +92,7 @@ func (s *server) answer(ctx context.Context, r *request) {
 	err := s.handle(ctx, r, &out)
 	if err != nil {
 		out.Error, out.Class, out.Hints = err.Error(), fault.ClassOf(err), fault.Hints(err)
+		_ = errors.As(err, &out.Errno) // 0 when the kernel has no part in it
 	}
 	// When the peer is gone the next receive says so.
 	_ = s.channel.send(out, nil)

@@ -81,12 +81,30 @@ type reply struct {
 	ID    uint64      `json:"id"`
 	Error string      `json:"error,omitempty"`
 	Class fault.Class `json:"class,omitempty"`
-	Hints []string    `json:"hints,omitempty"`
+	// Errno is the kernel's answer behind Error, 0 where there is none.
+	Errno unix.Errno `json:"errno,omitempty"`
+	Hints []string   `json:"hints,omitempty"`
 
 	Facts *Facts `json:"facts,omitempty"`
 	// Notes are reasons for which the fast way was left, one line each.
 	Notes []string `json:"notes,omitempty"`
 }
+
+// cause is the error that the reply tells of, for errors.Is as well.
+func (r *reply) cause() error {
+	if r.Errno == 0 {
+		return errors.New(r.Error)
+	}
+	return &remoteError{r.Error, r.Errno}
+}
+
+type remoteError struct {
+	text  string
+	errno unix.Errno
+}
+
+func (e *remoteError) Error() string { return e.text }
+func (e *remoteError) Unwrap() error { return e.errno }
 
 // channel is one end of the socket; writes are serialised.
 type channel struct {

@@ -238,6 +238,11 @@ func (a *app) withStore(c *cobra.Command, verb string, f func(*snapshot.Store) e
 	if err := a.needRoot(verb); err != nil {
 		return err
 	}
+	if verb != "clean" { // which does it itself and reports it
+		if _, err := a.collect(c.Context()); err != nil {
+			return err
+		}
+	}
 	s, err := a.store(c.Context(), false)
 	if err != nil {
 		return err

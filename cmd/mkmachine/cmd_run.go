@@ -142,7 +142,7 @@ func accountWord(s string) bool {
 func (a *app) runMachine(c *cobra.Command, o *launch.Options) error {
 	ctx := c.Context()
 	a.ownFailure = true
-	if _, err := runner.Clean(ctx, a.runtime); err != nil {
+	if _, err := a.collect(ctx); err != nil {
 		return err
 	}
 	store, err := snapshot.Open(ctx, a.machines, &snapshot.Options{Sink: a.remarks(), Backend: a.backend, Engine: version()})

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +17,6 @@ import (
 
 	"github.com/mkmachine/mkmachine/internal/cas"
 	"github.com/mkmachine/mkmachine/internal/fault"
-	"github.com/mkmachine/mkmachine/runner"
 	"github.com/mkmachine/mkmachine/snapshot"
 )
 
@@ -130,27 +130,15 @@ for the time of --unused. Templates and machines are never touched.`,
 					Store snapshot.CleanReport `json:"store"`
 					Cache *cas.Cleaned         `json:"cache,omitempty"`
 				}
-				if report.Runs, err = runner.Clean(c.Context(), a.runtime); err != nil {
+				if report.Runs, err = a.collect(c.Context()); err != nil {
 					return err
 				}
 				report.Store, err = s.Clean(c.Context(), &snapshot.CleanOptions{Layers: layers, LayersUnused: age})
 				if err != nil {
 					return err
 				}
-				if downloads {
-					report.Cache = &cas.Cleaned{}
-					for _, dir := range []string{a.cache, a.packsDir()} {
-						objects, err := cas.Open(dir)
-						if err != nil {
-							return err
-						}
-						cleaned, err := objects.Clean(c.Context(), age)
-						report.Cache.Files += cleaned.Files
-						report.Cache.Bytes += cleaned.Bytes
-						if err != nil {
-							return err
-						}
-					}
+				if report.Cache, err = a.cleanCaches(c.Context(), downloads, age); err != nil {
+					return err
 				}
 				return a.result(report, func(t *table) {
 					t.row("runs", fmt.Sprint(len(report.Runs)))
@@ -168,6 +156,34 @@ for the time of --unused. Templates and machines are never touched.`,
 	c.Flags().BoolVar(&downloads, "downloads", false, "also remove downloads and unpacked packages")
 	c.Flags().StringVar(&unused, "unused", (30 * 24 * time.Hour).String(), "only what was not used for this `TIME`")
 	return c
+}
+
+// cleanCaches removes what is half-written in the caches and, with all, what was not used for
+// some time; it is then that it says how much that was.
+func (a *app) cleanCaches(ctx context.Context, all bool, unused time.Duration) (*cas.Cleaned, error) {
+	var total cas.Cleaned
+	for _, dir := range []string{a.cache, a.packsDir()} {
+		if _, err := os.Stat(dir); err != nil {
+			continue // nothing was ever kept there
+		}
+		objects, err := cas.Open(dir) // removes what is half-written
+		if err != nil {
+			return nil, err
+		}
+		if !all {
+			continue
+		}
+		cleaned, err := objects.Clean(ctx, unused)
+		total.Files += cleaned.Files
+		total.Bytes += cleaned.Bytes
+		if err != nil {
+			return nil, err
+		}
+	}
+	if !all {
+		return nil, nil
+	}
+	return &total, nil
 }
 
 func (a *app) poolCommand() *cobra.Command {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 
@@ -33,7 +34,7 @@ func (a *app) engine(ctx context.Context) (*build.Engine, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if _, err := runner.Clean(ctx, a.runtime); err != nil {
+	if _, err := a.collect(ctx); err != nil {
 		closeResolver()
 		return nil, nil, err
 	}
@@ -47,6 +48,13 @@ func (a *app) engine(ctx context.Context) (*build.Engine, func(), error) {
 		return nil, nil, err
 	}
 	return e, closeAll, nil
+}
+
+// collect ends and removes what killed commands left outside of the store, and names the
+// machines; the store collects its own when it is opened.
+func (a *app) collect(ctx context.Context) ([]string, error) {
+	runs, err := runner.Clean(ctx, a.runtime)
+	return runs, errors.Join(err, build.CleanScripts(a.runtime))
 }
 
 // store opens the machines directory.

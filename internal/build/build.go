@@ -136,7 +136,7 @@ func (e *Engine) make(ctx context.Context, job *Job, lock *sources.Lock, plan []
 	}()
 	manifest, err := e.steps(ctx, job, lock, plan, from, stage, span)
 	if err != nil {
-		return nil, err
+		return nil, e.Store.ExplainFull(err)
 	}
 	digest := ""
 	switch {

@@ -5,12 +5,15 @@ package build
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mkmachine/mkmachine/internal/event"
 	"github.com/mkmachine/mkmachine/internal/fault"
@@ -40,11 +43,11 @@ func (e *Engine) script(ctx context.Context, lock *sources.Lock, s *recipes.Scri
 	if err := canRun(lock.Arch); err != nil {
 		return err
 	}
-	file, err := e.scriptFile(s.Data)
+	file, removeFile, err := e.scriptFile(s.Data)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(file)
+	defer removeFile()
 	machine := e.buildMachine(lock.Recipe, stage.Dir(), s.Network, span)
 	machine.machine.Mounts = []runner.Mount{{Source: file, Target: scriptTarget, ReadOnly: true}}
 	defer machine.close(&err)
@@ -78,23 +81,61 @@ func (e *Engine) script(ctx context.Context, lock *sources.Lock, s *recipes.Scri
 
 var errScriptTimeout = errors.New("script timeout")
 
-// scriptFile writes the bytes to a file that the machine can be given.
-func (e *Engine) scriptFile(data []byte) (string, error) {
-	dir := filepath.Join(e.Runtime, "scripts")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", fault.As(fault.Host, err)
+func scriptDir(runtime string) string { return filepath.Join(runtime, "scripts") }
+
+// scriptFile writes the bytes to a file that the machine can be given. Its lock is held until
+// remove is called, so that CleanScripts can tell it from those of dead processes.
+func (e *Engine) scriptFile(data []byte) (path string, remove func(), err error) {
+	fail := func(err error) (string, func(), error) {
+		return "", nil, fault.As(fault.Host, fmt.Errorf("cannot make a file for the script: %w", err))
 	}
-	f, err := os.CreateTemp(dir, "script-*")
+	dir := scriptDir(e.Runtime)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fail(err)
+	}
+	f, err := os.OpenFile(dir, os.O_WRONLY|unix.O_TMPFILE, 0o700)
 	if err != nil {
-		return "", fault.As(fault.Host, err)
+		return fail(err)
+	}
+	defer f.Close()
+	// The lock is on a descriptor for reading: what is open for writing cannot be executed.
+	name := "/proc/self/fd/" + strconv.Itoa(int(f.Fd()))
+	lock, err := os.Open(name)
+	if err != nil {
+		return fail(err)
 	}
 	_, err = f.Write(data)
-	if err == nil {
-		err = f.Chmod(0o755)
+	path = filepath.Join(dir, "script-"+rand.Text())
+	if err = errors.Join(err, f.Chmod(0o755), unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)); err == nil {
+		// It gets a name when it is locked and whole.
+		err = unix.Linkat(unix.AT_FDCWD, name, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		os.Remove(f.Name())
-		return "", fault.As(fault.Host, err)
+	if err != nil {
+		lock.Close()
+		return fail(err)
 	}
-	return f.Name(), nil
+	return path, func() { os.Remove(path); lock.Close() }, nil
+}
+
+// CleanScripts removes the scripts that killed builds left below runtime.
+func CleanScripts(runtime string) error {
+	entries, err := os.ReadDir(scriptDir(runtime))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fault.As(fault.Failed, fmt.Errorf("cannot list scripts: %w", err))
+	}
+	for _, entry := range entries {
+		path := filepath.Join(scriptDir(runtime), entry.Name())
+		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+		if err != nil {
+			continue // gone meanwhile, or nothing of ours
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			err = os.Remove(path)
+		}
+		f.Close()
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fault.As(fault.Failed, fmt.Errorf("cannot remove a script: %w", err))
+		}
+	}
+	return nil
 }

@@ -98,7 +98,7 @@ func (c *Cache) fail(verb string, err error) error {
 	wrapped := fmt.Errorf("cannot %s the cache %s: %w", verb, c.dir, err)
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fault.Hint(fault.As(fault.Host, wrapped), "free space on the file system of %s, or choose another place with --cache DIR", c.dir)
+		return fault.Hint(fault.As(fault.Failed, wrapped), "free space on the file system of %s, or choose another place with --cache DIR", c.dir)
 	case errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission):
 		return fault.Hint(fault.As(fault.Host, wrapped), "choose a directory you can write to with --cache DIR")
 	case errors.Is(err, syscall.ENOTDIR):

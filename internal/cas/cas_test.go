@@ -356,7 +356,11 @@ func TestUnusable(t *testing.T) {
 	c := open(t)
 	for _, e := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EACCES} {
 		err := c.fail("write to", &os.PathError{Op: "write", Path: "x", Err: e})
-		if fault.ClassOf(err) != fault.Host || len(fault.Hints(err)) != 1 || !errors.Is(err, e) {
+		want := fault.Host
+		if e == syscall.ENOSPC || e == syscall.EDQUOT {
+			want = fault.Failed
+		}
+		if fault.ClassOf(err) != want || len(fault.Hints(err)) != 1 || !errors.Is(err, e) {
 			t.Errorf("%v: %v", e, err)
 		}
 	}
@@ -376,7 +380,7 @@ func TestNoSpace(t *testing.T) {
 	}
 	w.f.Close()
 	w.f = full
-	if _, err := w.Write(data); fault.ClassOf(err) != fault.Host || !errors.Is(err, syscall.ENOSPC) || len(fault.Hints(err)) == 0 {
+	if _, err := w.Write(data); fault.ClassOf(err) != fault.Failed || !errors.Is(err, syscall.ENOSPC) || len(fault.Hints(err)) == 0 {
 		t.Fatal(err)
 	}
 	if _, err := w.Commit(); err == nil || c.Has(sum(data)) {
