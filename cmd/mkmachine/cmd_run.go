@@ -159,7 +159,10 @@ func (a *app) runMachine(c *cobra.Command, o *launch.Options) error {
 	}
 	a.render.Pause()
 	st, err := launch.Run(ctx, store, o, &runner.Options{Sink: a.remarks(), Runtime: a.runtime})
-	if err != nil {
+	switch {
+	case err != nil && (st.Code == 126 || st.Code == 127):
+		return exits{err, st.Code} // the machine was there, the command was not
+	case err != nil:
 		return err
 	}
 	return status(st.Code)

@@ -112,7 +112,7 @@ type problemLine struct {
 
 func describe(err error) errorLine {
 	out := errorLine{Type: "error", Class: fault.ClassOf(err), Message: err.Error(), Hints: fault.Hints(err)}
-	out.Exit = out.Class.ExitCode()
+	out.Exit = exitCode(err)
 	if pos, ok := fault.PosOf(err); ok {
 		out.Position = &pos
 	}

@@ -85,15 +85,33 @@ func (a *app) finish(ctx context.Context, err error) int {
 		a.conclude(ctx, nil)
 		return int(s)
 	}
-	interrupted := err != nil && errors.Is(context.Cause(ctx), errInterrupted)
-	err = a.conclude(ctx, err)
+	var known exits
 	switch {
-	case err == nil:
-		return 0
-	case interrupted:
-		return exitInterrupted
+	case err == nil || errors.As(err, &known):
+	case errors.Is(context.Cause(ctx), errInterrupted):
+		err = exits{err, exitInterrupted}
 	case a.ownFailure && fault.ClassOf(err) != fault.Config:
-		return exitOwnFailure
+		err = exits{err, exitOwnFailure}
+	}
+	if err = a.conclude(ctx, err); err != nil {
+		return exitCode(err)
+	}
+	return 0
+}
+
+// exits is an error that does not end with the exit code of its class.
+type exits struct {
+	error
+	code int
+}
+
+func (e exits) Unwrap() error { return e.error }
+
+// exitCode is how the program ends with an error.
+func exitCode(err error) int {
+	var e exits
+	if errors.As(err, &e) {
+		return e.code
 	}
 	return fault.ClassOf(err).ExitCode()
 }
