@@ -260,16 +260,14 @@ func (s *Store) removeMeta(identity string) error {
 }
 
 // collectTree removes a tree that nothing refers to. entry is the id of the journal entry that
-// asks, or "": a tree that another entry is working on is none of our business.
+// asks, or "": a tree that another entry is working on is errBusy, like one that is in use.
 func (s *Store) collectTree(ctx context.Context, id, entry string) error {
 	path := s.treePath(id)
 	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	if owner := id[:16]; owner != entry {
-		if _, err := os.Lstat(s.state("journal", owner)); err == nil {
-			return nil
-		}
+	if owner := id[:16]; owner != entry && s.alive(owner) {
+		return errBusy
 	}
 	// References are only made by who holds the tree: after this lock there will be no new ones.
 	lock, err := s.lockTree(path, false)
@@ -285,6 +283,16 @@ func (s *Store) collectTree(ctx context.Context, id, entry string) error {
 		return err
 	}
 	return nil
+}
+
+// alive says whether somebody works on a journal entry.
+func (s *Store) alive(id string) bool {
+	f, err := os.Open(s.state("journal", id))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil
 }
 
 // references finds the trees that templates, machines and layers stand on.

@@ -186,7 +186,20 @@ func (st *Stage) SaveLayer(ctx context.Context, key string, meta LayerMeta) (err
 	return s.writeLayer(l)
 }
 
+// writeLayer records a layer unless there is one of its key by now: the first one stays, or
+// its tree would lose its only reference. Then the tree of l is collected with its entry.
 func (s *Store) writeLayer(l *Layer) error {
+	dir, err := openDir(s.state("layers"))
+	if err != nil {
+		return fmt.Errorf("cannot record layer %s: %w", l.Key, err)
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil { // held for one small write
+		return fmt.Errorf("cannot record layer %s: %w", l.Key, err)
+	}
+	if s.HasLayer(l.Key) {
+		return nil
+	}
 	if err := s.writeState(layerFile(l.Key), l); err != nil {
 		return err
 	}

@@ -114,8 +114,19 @@ func (l *treeLock) release() {
 }
 
 // lockTree locks the tree at path, a directory; links are followed as systemd-nspawn does.
-// It does not wait: errBusy (wrapped) when somebody uses the tree.
-func (s *Store) lockTree(path string, shared bool) (*treeLock, error) {
+// errBusy (wrapped) when somebody uses the tree. It waits a moment first: a reader that lets
+// go holds the lock alone for an instant, to see whether it may unlink the file.
+func (s *Store) lockTree(path string, shared bool) (l *treeLock, err error) {
+	for pause := time.Millisecond; pause < 64*time.Millisecond; pause *= 2 {
+		if l, err = s.tryLockTree(path, shared); !errors.Is(err, errBusy) {
+			return l, err
+		}
+		time.Sleep(pause)
+	}
+	return nil, err
+}
+
+func (s *Store) tryLockTree(path string, shared bool) (*treeLock, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot lock %s: %w", path, err)

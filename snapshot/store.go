@@ -172,26 +172,29 @@ func (s *Store) start(ctx context.Context, want string) error {
 			return err
 		}
 	}
-	switch {
-	case want != "" && want != known.Backend || fresh:
+	// A forced backend is the caller's wish, not a finding to remember.
+	if s.backend, s.reason = known.Backend, known.Reason; fresh || known.Backend == "" && want == "" || want != "" && want != known.Backend {
 		if err := s.choose(want); err != nil {
 			return err
 		}
-	default:
-		s.backend, s.reason = known.Backend, known.Reason
+		if want == "" {
+			known.Backend, known.Reason = s.backend, s.reason
+		} else if fresh {
+			known.Backend, known.Reason = "", ""
+		}
+		if fresh || want == "" {
+			known = stored{Schema: stateSchema, Boot: s.boot, Device: st.Dev, Backend: known.Backend, Reason: known.Reason}
+			if err := s.writeState("store.json", known); err != nil {
+				return err
+			}
+		}
 	}
 	if fresh {
 		// First use since the host started: whatever is hidden and unclaimed is dead.
-		if _, err := s.sweep(ctx); err != nil {
-			return err
-		}
-		// A forced backend is the caller's wish, not a finding to remember.
-		if want == "" {
-			return s.writeState("store.json", stored{Schema: stateSchema, Boot: s.boot, Device: st.Dev, Backend: s.backend, Reason: s.reason})
-		}
-		return nil
+		_, err = s.sweep(ctx)
+	} else {
+		_, err = s.recover(ctx)
 	}
-	_, err = s.recover(ctx)
 	return err
 }
 
