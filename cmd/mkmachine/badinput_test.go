@@ -4,16 +4,20 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 	"unicode"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
@@ -318,10 +322,9 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// newTree is a tree in which the program itself is the only command.
-func newTree(t *testing.T, w *world) string {
+// newTree makes a tree in which the program itself, also as idle, is the only command.
+func newTree(t *testing.T, dir string) string {
 	t.Helper()
-	dir := filepath.Join(w.dir, "tree")
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -338,6 +341,9 @@ func newTree(t *testing.T, w *world) string {
 	if err := os.WriteFile(filepath.Join(dir, "bin/mkmachine"), program, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Link(filepath.Join(dir, "bin/mkmachine"), filepath.Join(dir, "bin/idle")); err != nil {
+		t.Fatal(err)
+	}
 	return dir
 }
 
@@ -346,7 +352,7 @@ func newTree(t *testing.T, w *world) string {
 func TestHostileAccounts(t *testing.T) {
 	kerneltest.Require(t, kernel.Root, kernel.UserNS, kernel.IDMap, kernel.Cgroup)
 	w := newWorld(t, "")
-	tree := newTree(t, w)
+	tree := newTree(t, filepath.Join(w.dir, "tree"))
 	passwd := filepath.Join(tree, "etc/passwd")
 	for _, c := range []struct {
 		name string
@@ -408,6 +414,65 @@ func TestHostileAccounts(t *testing.T) {
 			t.Errorf("exit %d\n%s%s", o.code, o.stdout, o.stderr)
 		}
 	})
+}
+
+// TestRunningMachine is CLI-14: a machine that runs cannot be started again,
+// copied or removed; throw-away copies run beside each other under names of their own.
+func TestRunningMachine(t *testing.T) {
+	kerneltest.Require(t, kernel.Root, kernel.UserNS, kernel.IDMap, kernel.Cgroup)
+	w := newWorld(t, "")
+	if err := os.MkdirAll(w.machines, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("busy%d", os.Getpid())
+	newTree(t, filepath.Join(w.machines, name))
+	version := []string{name, "--", "/bin/mkmachine", "version"}
+	stop := w.background("run", name, "--", "/bin/idle")
+	for _, args := range [][]string{append([]string{"run"}, version...), append([]string{"run", "-x"}, version...), {"remove", name}, {"rename", name, name + "x"}} {
+		e := w.run(append([]string{"--json"}, args...)...).failure(t)
+		o := w.run(args...)
+		if e.Class != fault.State || o.code != e.Exit || !strings.Contains(o.stderr, name) {
+			t.Errorf("%q: exit %d, class %s: %s", args, o.code, e.Class, e.Message)
+		}
+		w.tidyError(o)
+	}
+	stop()
+	stop = w.background("run", "-x", name, "--", "/bin/idle")
+	w.must(append([]string{"run", "-x"}, version...)...)
+	stop()
+	w.must(append([]string{"run"}, version...)...)
+	w.must("remove", name)
+}
+
+// background starts a command, waits for its first output, and gives a function that
+// interrupts it and waits for its end.
+func (w *world) background(args ...string) (stop func()) {
+	w.t.Helper()
+	ctx, cancel := context.WithCancel(w.t.Context())
+	started, ended := make(chan struct{}), make(chan outcome, 1)
+	other := *w
+	other.adjust = func(e *env) { e.Stdout = &signalling{Writer: e.Stdout, first: started} }
+	go func() { ended <- other.runWith(ctx, "", args...) }()
+	select {
+	case <-started:
+	case o := <-ended:
+		w.t.Fatalf("exit %d\n%s%s", o.code, o.stdout, o.stderr)
+	case <-time.After(30 * time.Second):
+		w.t.Fatal("it did not start")
+	}
+	return func() { cancel(); <-ended }
+}
+
+// signalling closes first when the first byte is written.
+type signalling struct {
+	io.Writer
+	first chan struct{}
+	once  sync.Once
+}
+
+func (s *signalling) Write(p []byte) (int, error) {
+	s.once.Do(func() { close(s.first) })
+	return s.Writer.Write(p)
 }
 
 // TestHostileNames is CLI-19: whatever lies in the machines directory, the output is JSON

@@ -505,6 +505,41 @@ func TestHostileMirror(t *testing.T) {
 		t.Errorf("%q %q", o.stdout, o.stderr)
 	}
 	w.must("verify", "t")
+
+	// The layer of the packages is there now; what a script does to it is quick to try.
+	recipe, err := os.ReadFile(filepath.Join(w.dir, "t.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := func(name, text string) {
+		w.write(name+".toml", strings.Replace(string(recipe), `"t"`, fmt.Sprintf("%q", name), 1)+fmt.Sprintf("[[script]]\nrun = %q\n", text))
+	}
+	t.Run("DEB-19 a script that leaves a daemon", func(t *testing.T) {
+		w.t = t
+		script("daemon", "trap '' TERM HUP\nsetsid sh -c 'trap \"\" TERM HUP; sleep 600' >/dev/null 2>&1 &\nsleep 600 &\nexit 0\n")
+		began := time.Now()
+		w.must("build", "daemon.toml")
+		if took := time.Since(began); took > 60*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+	for name, text := range map[string]string{
+		"no-os-release": "rm -f /usr/lib/os-release /etc/os-release",
+		"no-shell":      "rm -f /usr/bin/sh /usr/bin/dash",
+	} {
+		t.Run("DEB-21 "+name, func(t *testing.T) {
+			w.t = t
+			script(name, text)
+			o := w.run("build", name+".toml")
+			if o.code != fault.State.ExitCode() {
+				t.Errorf("exit %d\n%s", o.code, o.stderr)
+			}
+			w.tidyError(o)
+			if o := w.run("inspect", name); o.code != fault.State.ExitCode() {
+				t.Errorf("it was published: %s", o.stdout)
+			}
+		})
+	}
 }
 
 func contains(part string) func(string) bool {

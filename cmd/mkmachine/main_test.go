@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,7 +21,13 @@ import (
 
 func TestMain(m *testing.M) {
 	runner.Dispatch(entries())
-	testscript.Main(m, map[string]func(){"mkmachine": main})
+	testscript.Main(m, map[string]func(){"mkmachine": main, "idle": idle})
+}
+
+// idle is a program for machines: it says that it runs, and waits for its end.
+func idle() {
+	fmt.Println("running")
+	time.Sleep(time.Minute)
 }
 
 // TestStories runs the command-line stories of testdata/script.
