@@ -5,12 +5,12 @@ package bootstrap
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/pattern"
 	"github.com/mkmachine/mkmachine/internal/rootfs"
 )
 
@@ -161,7 +161,7 @@ func (a *accounts) owner(s string) (uid, gid int, err error) {
 }
 
 // nameRE is what a user or group may be called: what useradd takes, and never a number.
-var nameRE = regexp.MustCompile(`^[a-z_][a-z0-9_.-]{0,31}$`)
+var nameRE = pattern.New(`^[a-z_][a-z0-9_.-]{0,31}$`)
 
 // ids lists the third field of a table.
 func ids(t *table) map[int]bool {

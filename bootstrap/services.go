@@ -4,11 +4,11 @@ package bootstrap
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/pattern"
 	"github.com/mkmachine/mkmachine/internal/rootfs"
 )
 
@@ -17,7 +17,7 @@ const adminUnits = "etc/systemd/system"
 
 var unitDirs = []string{adminUnits, "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"}
 
-var unitRE = regexp.MustCompile(`^[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]*)?\.(service|socket|timer|target|mount|automount|path|slice|swap)$`)
+var unitRE = pattern.New(`^[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]*)?\.(service|socket|timer|target|mount|automount|path|slice|swap)$`)
 
 // unitName adds ".service" where there is no suffix.
 func unitName(name string) (string, error) {
@@ -378,7 +378,7 @@ func maskUnit(root *rootfs.Root, name string) error {
 }
 
 // agettyOptions finds the options with which a console unit lets agetty call login.
-var agettyOptions = regexp.MustCompile(`-o '((?:-p )?)-- `)
+var agettyOptions = pattern.New(`-o '((?:-p )?)-- `)
 
 // consoles are the units that a login prompt is on, in containers and on hardware.
 var consoles = []string{"console-getty.service", "container-getty@.service", "serial-getty@.service", "getty@.service"}

@@ -4,10 +4,10 @@ package bootstrap
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/pattern"
 	"github.com/mkmachine/mkmachine/internal/rootfs"
 )
 
@@ -59,7 +59,7 @@ func setSystem(root *rootfs.Root, s *System) (commands [][]string, err error) {
 // maxConfig is the size in bytes of the largest configuration file that is read.
 const maxConfig = 1 << 20
 
-var hostnameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
+var hostnameRE = pattern.New(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
 
 // SetHostname writes /etc/hostname and the name's line in /etc/hosts.
 func SetHostname(root *rootfs.Root, name string) error {
@@ -104,7 +104,7 @@ func SetHostname(root *rootfs.Root, name string) error {
 	return root.Put("etc/hosts", 0o644, 0, 0, []byte(text.String()))
 }
 
-var zoneRE = regexp.MustCompile(`^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$`)
+var zoneRE = pattern.New(`^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$`)
 
 func setTimezone(root *rootfs.Root, name string) error {
 	if len(name) > 255 || !zoneRE.MatchString(name) {
@@ -123,7 +123,7 @@ func setTimezone(root *rootfs.Root, name string) error {
 	return root.Put("etc/timezone", 0o644, 0, 0, []byte(name+"\n"))
 }
 
-var localeRE = regexp.MustCompile(`^([a-z]{2,3}(_[A-Z]{2})?|C|POSIX)(\.[A-Za-z0-9-]+)?(@[a-z]+)?$`)
+var localeRE = pattern.New(`^([a-z]{2,3}(_[A-Z]{2})?|C|POSIX)(\.[A-Za-z0-9-]+)?(@[a-z]+)?$`)
 
 // setLocale makes a locale the default. One that must be compiled first, which only the
 // tree's own locale-gen can do, comes back as a command.

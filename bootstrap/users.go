@@ -6,13 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/pattern"
 	"github.com/mkmachine/mkmachine/internal/rootfs"
 )
 
@@ -101,7 +101,7 @@ func (a *accounts) apply(ctx context.Context, u *User, clock time.Time) error {
 }
 
 // hashRE is crypt(5): a method between dollars, or the traditional thirteen letters.
-var hashRE = regexp.MustCompile(`^(!?\$[a-z0-9]+\$[!-9;-~]+|[./0-9A-Za-z]{13}|[!*]+)$`)
+var hashRE = pattern.New(`^(!?\$[a-z0-9]+\$[!-9;-~]+|[./0-9A-Za-z]{13}|[!*]+)$`)
 
 func (u *User) check() error {
 	config := func(t Text, format string, args ...any) error {
@@ -136,7 +136,7 @@ func (u *User) check() error {
 func unprintable(c rune) bool { return c < 0x20 || c == 0x7f }
 
 // keyRE finds the type and the blob of a key, behind optional options.
-var keyRE = regexp.MustCompile(`(^|[ \t])(sk-)?(ssh|ecdsa)-[a-z0-9@.-]+ [A-Za-z0-9+/]{16,}={0,2}([ \t]|$)`)
+var keyRE = pattern.New(`(^|[ \t])(sk-)?(ssh|ecdsa)-[a-z0-9@.-]+ [A-Za-z0-9+/]{16,}={0,2}([ \t]|$)`)
 
 func (a *accounts) create(u *User, clock time.Time) error {
 	name, uid := u.Name.Value, u.UID

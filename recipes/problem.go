@@ -5,11 +5,11 @@ package recipes
 import (
 	"cmp"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/pattern"
 )
 
 // Problem is one thing wrong with a recipe.
@@ -64,7 +64,7 @@ func (ps Problems) err() error {
 }
 
 // userinfo is the secret part of a URL: between // and the last @ of the authority.
-var userinfo = regexp.MustCompile(`://[^/\s"']*@`)
+var userinfo = pattern.New(`://[^/\s"']*@`)
 
 // redact hides the user and password of every URL in a text.
 func redact(text string) string {

@@ -7,28 +7,29 @@ import (
 	"fmt"
 	"net/url"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/mkmachine/mkmachine/internal/pattern"
 )
 
 var (
-	durationText = regexp.MustCompile(`^(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?$`)
-	nameLabel    = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	userName     = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
-	envName      = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-	debPackage   = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+(:[a-z0-9][a-z0-9-]*)?(=[0-9][A-Za-z0-9.+~:-]*)?$`)
-	unitName     = regexp.MustCompile(`^[A-Za-z0-9_:][A-Za-z0-9:_.\\@-]*\.(service|socket|timer|target|path|mount|automount|swap|slice|scope|device)$`)
-	zoneName     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9+_-]*(/[A-Za-z0-9][A-Za-z0-9+_-]*){0,2}$`)
-	localeName   = regexp.MustCompile(`^(C|POSIX|[a-z]{2,3}(_[A-Z]{2})?)(\.[A-Za-z0-9-]{1,16})?(@[a-z]{1,16})?$`)
-	hashText     = regexp.MustCompile(`^\$[0-9a-z]{1,8}\$[./A-Za-z0-9$,=+-]{8,384}$`)
-	fingerprint  = regexp.MustCompile(`^[0-9A-Fa-f]{40}$`)
-	word         = regexp.MustCompile(`^[a-z0-9][a-z0-9.+_-]{0,63}$`)
-	suitePath    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+~_-]*(/[A-Za-z0-9][A-Za-z0-9.+~_-]*)*$`)
-	keyLine      = regexp.MustCompile(`^(?:.* )?(?:ssh-[a-z0-9-]+|ecdsa-sha2-[a-z0-9-]+|sk-[a-z0-9@.-]+) ([A-Za-z0-9+/]{20,}={0,2})(?: .*)?$`)
+	durationText = pattern.New(`^(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?$`)
+	nameLabel    = pattern.New(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	userName     = pattern.New(`^[a-z_][a-z0-9_-]{0,31}$`)
+	envName      = pattern.New(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	debPackage   = pattern.New(`^[a-z0-9][a-z0-9+.-]+(:[a-z0-9][a-z0-9-]*)?(=[0-9][A-Za-z0-9.+~:-]*)?$`)
+	unitName     = pattern.New(`^[A-Za-z0-9_:][A-Za-z0-9:_.\\@-]*\.(service|socket|timer|target|path|mount|automount|swap|slice|scope|device)$`)
+	zoneName     = pattern.New(`^[A-Za-z0-9][A-Za-z0-9+_-]*(/[A-Za-z0-9][A-Za-z0-9+_-]*){0,2}$`)
+	localeName   = pattern.New(`^(C|POSIX|[a-z]{2,3}(_[A-Z]{2})?)(\.[A-Za-z0-9-]{1,16})?(@[a-z]{1,16})?$`)
+	hashText     = pattern.New(`^\$[0-9a-z]{1,8}\$[./A-Za-z0-9$,=+-]{8,384}$`)
+	fingerprint  = pattern.New(`^[0-9A-Fa-f]{40}$`)
+	word         = pattern.New(`^[a-z0-9][a-z0-9.+_-]{0,63}$`)
+	suitePath    = pattern.New(`^[A-Za-z0-9][A-Za-z0-9.+~_-]*(/[A-Za-z0-9][A-Za-z0-9.+~_-]*)*$`)
+	keyLine      = pattern.New(`^(?:.* )?(?:ssh-[a-z0-9-]+|ecdsa-sha2-[a-z0-9-]+|sk-[a-z0-9@.-]+) ([A-Za-z0-9+/]{20,}={0,2})(?: .*)?$`)
 )
 
 // reservedSuffixes would make a name look like another tool's file or unit.
@@ -75,7 +76,7 @@ func oneOf(allowed ...string) rule {
 }
 
 // matches is the rule of a pattern; what names it.
-func matches(re *regexp.Regexp, what, hint string) rule {
+func matches(re *pattern.Pattern, what, hint string) rule {
 	return func(text string) (string, string) {
 		if re.MatchString(text) {
 			return "", ""

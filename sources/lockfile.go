@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"io"
 	"path"
-	"regexp"
 	"sort"
 	"strings"
 
 	"github.com/mkmachine/mkmachine/internal/fault"
+	"github.com/mkmachine/mkmachine/internal/pattern"
 )
 
 // maxLock bounds a lock file, in bytes; a lock of 5,000 packages has about 2 MB.
@@ -66,12 +66,12 @@ func ParseLock(data []byte, file string) (*Lock, error) {
 }
 
 var (
-	digestForm  = regexp.MustCompile(`^[0-9a-f]{64}$`)
-	fprForm     = regexp.MustCompile(`^([0-9A-F]{40}|[0-9A-F]{64})$`)
-	packageForm = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{0,255}$`)
-	archForm    = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
-	versionForm = regexp.MustCompile(`^[0-9A-Za-z.+:~-]{1,256}$`)
-	wordForm    = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._+-]{0,127}$`)
+	digestForm  = pattern.New(`^[0-9a-f]{64}$`)
+	fprForm     = pattern.New(`^([0-9A-F]{40}|[0-9A-F]{64})$`)
+	packageForm = pattern.New(`^[a-z0-9][a-z0-9+.-]{0,255}$`)
+	archForm    = pattern.New(`^[a-z0-9][a-z0-9-]{0,63}$`)
+	versionForm = pattern.New(`^[0-9A-Za-z.+:~-]{1,256}$`)
+	wordForm    = pattern.New(`^[0-9A-Za-z][0-9A-Za-z._+-]{0,127}$`)
 )
 
 // check says what is wrong with a lock that came from a file; nothing of it is used before.

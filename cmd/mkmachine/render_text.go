@@ -5,12 +5,13 @@ package main
 import (
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 	"text/tabwriter"
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/mkmachine/mkmachine/internal/pattern"
 )
 
 // unsafeRune is true for what could steer a terminal, reorder or hide text: C0, DEL, C1,
@@ -22,7 +23,7 @@ func unsafeRune(r rune) bool {
 }
 
 // ciCommand is how the log viewers of CI systems recognise commands inside a line.
-var ciCommand = regexp.MustCompile(`##([A-Za-z]*)\[`)
+var ciCommand = pattern.New(`##([A-Za-z]*)\[`)
 
 // escape makes foreign text safe to print on one line: nothing in it reaches a terminal
 // or a CI system as a command.
