@@ -93,6 +93,9 @@ func (a *app) start(c *cobra.Command) error {
 			*p = filepath.Join(a.Dir, *p)
 		}
 	}
+	if _, err := a.mirrorOptions(); err != nil {
+		return err
+	}
 	return a.openRenderer()
 }
 
