@@ -189,5 +189,6 @@ func full(path string) bool {
 	if unix.Statfs(path, &fs) != nil {
 		return false
 	}
-	return fs.Bfree < 16 || fs.Files > 0 && fs.Ffree == 0
+	// Blocks that are kept for the root of the host are none for that of the machine.
+	return fs.Bavail < 16 || fs.Files > 0 && fs.Ffree == 0
 }
