@@ -219,18 +219,18 @@ func TestMountsAndReadOnly(t *testing.T) {
 	kerneltest.Leaks(t)
 	shared := t.TempDir()
 	os.WriteFile(shared+"/in", []byte("from the host"), 0o644)
-	m := machine(root, "read", "/work/in")
-	m.Mounts = []runner.Mount{{Source: shared, Target: "/work", ReadOnly: true}}
+	m := machine(root, "read", "/share/in")
+	m.Mounts = []runner.Mount{{Source: shared, Target: "/share", ReadOnly: true}}
 	if _, out := run(t, m); out != "from the host<nil>" {
 		t.Errorf("read: %q", out)
 	}
-	m = machine(root, "write", "/work/out")
-	m.Mounts = []runner.Mount{{Source: shared, Target: "/work", ReadOnly: true}}
+	m = machine(root, "write", "/share/out")
+	m.Mounts = []runner.Mount{{Source: shared, Target: "/share", ReadOnly: true}}
 	if status, out := run(t, m); status.Ok() || !strings.Contains(out, "read-only") {
 		t.Errorf("write to a read-only mount: %v %q", status, out)
 	}
-	m = machine(root, "write", "/work/out")
-	m.Mounts = []runner.Mount{{Source: shared, Target: "/work"}}
+	m = machine(root, "write", "/share/out")
+	m.Mounts = []runner.Mount{{Source: shared, Target: "/share"}}
 	run(t, m)
 	var st unix.Stat_t
 	if err := unix.Stat(shared+"/out", &st); err != nil || st.Uid != 0 {

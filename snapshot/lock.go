@@ -157,5 +157,5 @@ func busy(err error, verb, name string) error {
 		return err
 	}
 	return fault.Hint(fault.New(fault.State, "cannot %s %q: it is in use", verb, name),
-		"stop the machine that uses it: mkmachine stop %s", name)
+		"end the run that uses it first, or wait for it")
 }
