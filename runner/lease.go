@@ -3,6 +3,7 @@
 package runner
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -53,10 +54,12 @@ func newLease(runtime, leaf string) (*lease, error) {
 func (l *lease) write() error {
 	data, err := json.Marshal(l)
 	if err == nil {
-		err = l.file.Truncate(0)
-	}
-	if err == nil {
 		_, err = l.file.WriteAt(data, 0)
+	}
+	// Cut afterwards: killed in between, this process leaves a lease that can be read, with
+	// something behind it, and never one that says nothing of what exists.
+	if err == nil {
+		err = l.file.Truncate(int64(len(data)))
 	}
 	if err != nil {
 		return fault.New(fault.Failed, "cannot write a lease: %w", err)
@@ -111,7 +114,7 @@ func cleanLease(path string) (bool, error) {
 	n, _ := file.ReadAt(data, 0)
 	var l lease
 	// A lease that was never finished says that nothing was made yet.
-	if json.Unmarshal(data[:n], &l) == nil {
+	if json.NewDecoder(bytes.NewReader(data[:n])).Decode(&l) == nil {
 		for _, d := range l.Cgroups {
 			// What is written there is not trusted further than its shape goes.
 			if filepath.Base(filepath.Dir(d.Path)) != cgroup.Parent || filepath.Base(d.Path) != l.Name || filepath.Clean(d.Path) != d.Path {

@@ -443,6 +443,36 @@ func TestCleanIsCareful(t *testing.T) {
 	}
 }
 
+// A supervisor that is killed while it renews its lease leaves the new text with the end of
+// a longer old one behind it.
+func TestCleanReadsHalfRenewedLease(t *testing.T) {
+	kerneltest.Require(t, kernel.Root, kernel.Cgroup)
+	hierarchies, err := kernel.Hierarchies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts := options(t)
+	name := fmt.Sprintf("renewed-%d.1", os.Getpid())
+	group := filepath.Join(hierarchies.UnifiedRoot, "mkmachine", name)
+	if err := os.MkdirAll(group, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(group)
+	if err := os.MkdirAll(opts.Runtime+"/leases", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf(`{"name":%q,"cgroups":[{"path":%q}]}"}]}`, name, group)
+	if err := os.WriteFile(opts.Runtime+"/leases/"+name+".json", []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if cleaned, err := runner.Clean(t.Context(), opts.Runtime); err != nil || len(cleaned) != 1 {
+		t.Errorf("cleaned %v, %v", cleaned, err)
+	}
+	if _, err := os.Stat(group); err == nil {
+		t.Error("the control group is there still")
+	}
+}
+
 func BenchmarkRunTrue(b *testing.B) {
 	root := newRoot(b)
 	opts := options(b)

@@ -78,13 +78,13 @@ func TestKill(t *testing.T) {
 			packagesCalls = 3
 		}
 		for _, op := range []operation{
-			{"build from packages", fixed("build", "--rebuild", "--name", T, "new.toml"), reset, packagesCalls, 6, 6},
-			{"build from layers", fixed("build", "--name", T, "new.toml"), reset, 4, 4, 4},
-			{"clone", fixed("clone", T, machine), haveNot(machine), 12, 8, 1},
-			{"run -x", fixed("run", "-x", T, "--", "cat", "/etc/version"), nil, 16, 12, 1},
-			{"run", fixed("run", machine, "--", "cat", "/etc/version"), have(machine), 14, 8, 1},
-			{"rename", fixed("rename", machine, other), func(h *host) { have(machine)(h); haveNot(other)(h) }, 8, 6, 1},
-			{"remove", fixed("remove", machine), have(machine), 10, 8, 1},
+			{"build from packages", fixed("build", "--rebuild", "--name", T, "new.toml"), reset, packagesCalls, 4, 4},
+			{"build from layers", fixed("build", "--name", T, "new.toml"), reset, 3, 3, 3},
+			{"clone", fixed("clone", T, machine), haveNot(machine), 10, 6, 1},
+			{"run -x", fixed("run", "-x", T, "--", "cat", "/etc/version"), nil, 10, 8, 1},
+			{"run", fixed("run", machine, "--", "cat", "/etc/version"), have(machine), 8, 6, 1},
+			{"rename", fixed("rename", machine, other), func(h *host) { have(machine)(h); haveNot(other)(h) }, 6, 4, 1},
+			{"remove", fixed("remove", machine), have(machine), 7, 5, 1},
 		} {
 			t.Run(op.name, func(t *testing.T) {
 				h := h.on(t)
