@@ -73,7 +73,7 @@ func TestParity(t *testing.T) {
 				t.Fatal(err)
 			}
 			theirs := peerTree(t, mirror, c.distribution, c.suite, c.variant, installed(t, ours))
-			compareTrees(t, ours, theirs)
+			compareTrees(t, ours, theirs, c.suite)
 			audit(t, w)
 		})
 	}
@@ -258,7 +258,7 @@ func excluded(p string) bool {
 }
 
 // compareTrees reports every difference.
-func compareTrees(t *testing.T, ours, theirs string) {
+func compareTrees(t *testing.T, ours, theirs, suite string) {
 	t.Helper()
 	a, b := readTree(t, ours), readTree(t, theirs)
 	var all []string
@@ -294,7 +294,7 @@ func compareTrees(t *testing.T, ours, theirs string) {
 		case x.content != y.content:
 			what = "content" + contentDifference(ours, theirs, p)
 		}
-		if what == "" {
+		if what == "" || suite == "sid" && sidTimer(p) {
 			continue
 		}
 		if differences++; differences <= 40 {
@@ -307,6 +307,20 @@ func compareTrees(t *testing.T, ours, theirs string) {
 	if len(all) < 3000 {
 		t.Errorf("only %d paths were compared", len(all))
 	}
+}
+
+// sidTimer: in sid init-system-helpers is no part of minbase any more. Packages of minbase
+// enable their timers only where it is there already: in the peer's one run of apt it is,
+// here as in debootstrap minbase is configured before anything is added.
+func sidTimer(p string) bool {
+	for _, timer := range []string{"apt-daily", "apt-daily-upgrade", "dpkg-db-backup", "fstrim"} {
+		for _, dir := range []string{"etc/systemd/system/timers.target.wants", "var/lib/systemd/deb-systemd-helper-enabled", "var/lib/systemd/deb-systemd-helper-enabled/timers.target.wants"} {
+			if strings.TrimSuffix(p, ".dsh-also") == dir+"/"+timer+".timer" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func contentDifference(ours, theirs, p string) string {
